@@ -1,0 +1,200 @@
+"""Settings of a model: frozen dataclasses of plain values, readable without torch.
+
+The same dataclasses are the ``model`` part of a recipe (what to train) and of a ``config.json``
+(what was trained).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+CLEAN = "clean"
+"""Name of the domain that every flow has: latents N(0, I), no shift."""
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, missing, of the wrong type or contradicts another."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The conditioning network: the RRDB trunk of ESRGAN (Wang et al., 2018) on h(x).
+
+    Args:
+        channels: feature channels of the trunk ("nf").
+        growth: channels that each dense convolution adds ("gc").
+        blocks: number of residual-in-residual dense blocks.
+        stacked_blocks: 0-based numbers of the blocks whose outputs are appended to the features
+            of every level.
+    """
+
+    channels: int = 64
+    growth: int = 32
+    blocks: int = 23
+    stacked_blocks: tuple[int, ...] = (1, 8, 15, 22)
+
+    def __post_init__(self) -> None:
+        _positive(self, "channels", "growth", "blocks")
+        for block in self.stacked_blocks:
+            if not 0 <= block < self.blocks:
+                raise ConfigError(
+                    f"encoder.stacked_blocks names block {block}, but there are blocks 0 to "
+                    f"{self.blocks - 1}"
+                )
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the conditioning map of each level."""
+        return self.channels * (1 + len(self.stacked_blocks))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a DeFlow model (paper, section 4.1). Defaults: the published x4 models.
+
+    Args:
+        scale: downsampling factor s of h(x), a power of two.
+        levels: number of levels L; each halves the resolution.
+        steps: flow steps K per level.
+        transition_steps: unconditional steps (actnorm, 1x1 convolution) after each squeeze.
+        split_levels: levels (counted from 1) that end in a split. None: the published rule, all
+            but the last two.
+        hidden: hidden channels of the networks in couplings and injectors.
+        encoder: the conditioning network.
+        conditioning_noise: standard deviation of the noise added to h(x), images in [0, 1].
+        dequantization_steps: dequantisation noise is uniform of width 1/dequantization_steps;
+            255 fills the gaps of 8-bit images exactly, the published models use 32 ("5 bit").
+        shift_init: the shift's factor M starts at shift_init times the identity. Zero never
+            trains: the gradient of the likelihood in M is 2 G M.
+        domains: names of the degraded domains, each with its own latent shift.
+    """
+
+    scale: int = 4
+    levels: int = 3
+    steps: int = 16
+    transition_steps: int = 2
+    split_levels: tuple[int, ...] | None = None
+    hidden: int = 64
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    conditioning_noise: float = 0.03
+    dequantization_steps: int = 255
+    shift_init: float = 0.1
+    domains: tuple[str, ...] = ("degraded",)
+
+    def __post_init__(self) -> None:
+        _positive(self, "scale", "levels", "steps", "hidden", "dequantization_steps")
+        if self.scale & (self.scale - 1):
+            raise ConfigError(f"scale must be a power of two (2, 4, 8, ...), got {self.scale}")
+        if self.transition_steps < 0:
+            raise ConfigError(f"transition_steps must be at least 0, got {self.transition_steps}")
+        if self.split_levels is None:
+            object.__setattr__(self, "split_levels", tuple(range(1, self.levels - 1)))
+        for level in self.split_levels or ():
+            if not 1 <= level < self.levels:
+                raise ConfigError(
+                    f"split_levels names level {level}: a split may follow levels 1 to "
+                    f"{self.levels - 1} (the last level's output is a latent already)"
+                )
+        if self.conditioning_noise < 0 or not math.isfinite(self.conditioning_noise):
+            raise ConfigError(f"conditioning_noise must be >= 0, got {self.conditioning_noise}")
+        if not self.domains:
+            raise ConfigError("domains is empty: name at least one degraded domain")
+        for name in self.domains:
+            if name == CLEAN or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ConfigError(
+                    f"{name!r} cannot name a degraded domain: use letters, digits, '_' and '-', "
+                    f"and not {CLEAN!r}"
+                )
+        if len(set(self.domains)) != len(self.domains):
+            raise ConfigError(f"domains are named twice: {', '.join(self.domains)}")
+
+    @property
+    def size_multiple(self) -> int:
+        """Image sides must be multiples of this (others are padded to it)."""
+        return max(self.scale, 2**self.levels)
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels inside each level, after its squeeze."""
+        channels, result = 3, []
+        for level in range(1, self.levels + 1):
+            channels *= 4
+            result.append(channels)
+            if level in (self.split_levels or ()):
+                channels -= channels // 2
+        return tuple(result)
+
+    @property
+    def latent_channels(self) -> tuple[int, ...]:
+        """Channels of each latent, in the order the flow emits them (splits first)."""
+        per_level = self.level_channels
+        splits = [per_level[level - 1] // 2 for level in sorted(self.split_levels or ())]
+        return (*splits, per_level[-1])
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The settings as JSON-ready values; the inverse of :func:`from_dict`."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    result: dict[str, Any] = plain(dataclasses.asdict(config))
+    return result
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Build a settings dataclass from JSON values.
+
+    Raises:
+        ConfigError: for an unknown key or a value of the wrong type; the message names it.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{where or cls.__name__}: expected a mapping of settings, got {values!r}"
+        )
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        names = ", ".join(f"{where}{key}" for key in unknown)
+        raise ConfigError(f"unknown setting {names}; known are: {', '.join(known)}")
+    arguments = {}
+    for name, value in values.items():
+        kind = str(known[name].type)
+        arguments[name] = _convert(kind, value, f"{where}{name}")
+    return cls(**arguments)
+
+
+def _convert(kind: str, value: Any, name: str) -> Any:
+    """Check one JSON value against the (string) annotation of its field."""
+    if kind in _NESTED:
+        return from_dict(_NESTED[kind], value, f"{name}.")
+    if "None" in kind and value is None:
+        return None
+    if kind.startswith("tuple"):
+        item = str if "str" in kind else int
+        if isinstance(value, (list, tuple)) and all(type(v) is item for v in value):
+            return tuple(value)
+    elif kind == "int":
+        if type(value) is int:
+            return value
+    elif kind == "float" and type(value) in (int, float):
+        return float(value)
+    raise ConfigError(f"{name} must be of type {kind}, got {value!r}")
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
+_NESTED: dict[str, type] = {"EncoderConfig": EncoderConfig, "ModelConfig": ModelConfig}

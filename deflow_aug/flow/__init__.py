@@ -1,0 +1,1 @@
+"""The conditional normalizing flow and its invertible layers."""

@@ -1,0 +1,142 @@
+"""Unconditional layers: squeeze, actnorm, LU-parametrised 1x1 convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deflow_aug.flow.base import Invertible, per_image, pixels
+
+
+class Squeeze(Invertible):
+    """2 x 2 pixels become four channels (order of ``pixel_unshuffle``); volume preserving."""
+
+    def encode(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        return F.pixel_unshuffle(x, 2), x.new_zeros(x.shape[0])
+
+    def decode(self, z: Tensor, features: Tensor) -> Tensor:
+        return F.pixel_shuffle(z, 2)
+
+
+class ChannelAffine(nn.Module):
+    """(x + bias) * exp(logs) for each channel, initialised from data (Glow, section 3.1).
+
+    Inside :func:`initializing`, the next call sets ``bias`` and ``logs`` such that its output has
+    zero mean and unit variance in every channel. That this has happened is part of the saved
+    state (``initialized``).
+    """
+
+    initialized: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.logs = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("initialized", torch.tensor(False))
+        self.initializing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.initializing:
+            self._initialize(x)
+        return (x + _channels(self.bias)) * _channels(self.logs.exp())
+
+    def invert(self, z: Tensor) -> Tensor:
+        return z * _channels((-self.logs).exp()) - _channels(self.bias)
+
+    @torch.no_grad()
+    def _initialize(self, x: Tensor) -> None:
+        variance, mean = torch.var_mean(x.detach(), dim=(0, 2, 3), correction=0)
+        self.bias.copy_(-mean)
+        # A channel that is constant in the first batch must not get a huge scale.
+        self.logs.copy_(-0.5 * torch.log(variance + 1e-6))
+        self.initialized.fill_(True)
+
+
+@contextmanager
+def initializing(module: nn.Module) -> Iterator[None]:
+    """Within it, a pass through ``module`` initialises its actnorms, those not yet initialised."""
+    waiting = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, ChannelAffine) and not bool(layer.initialized)
+    ]
+    for layer in waiting:
+        layer.initializing = True
+    try:
+        yield
+    finally:
+        for layer in waiting:
+            layer.initializing = False
+
+
+class ActNorm(Invertible):
+    """Activation normalisation: z = (x + bias) * exp(logs) (Glow, section 3.1)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.affine = ChannelAffine(channels)
+
+    def encode(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.affine(x)  # first: initialisation sets logs
+        return z, per_image(self.affine.logs.sum() * pixels(x), x)
+
+    def decode(self, z: Tensor, features: Tensor) -> Tensor:
+        return self.affine.invert(z)
+
+
+class Conv1x1(Invertible):
+    """Invertible 1x1 convolution, W = P L (U + diag(sign * exp(log_s))) (Glow, section 3.2).
+
+    P is a fixed permutation, L unit lower and U strictly upper triangular. Starts as a random
+    rotation.
+    """
+
+    permutation: Tensor
+    sign: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        rotation, _ = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))
+        p, lower, upper = torch.linalg.lu(rotation)
+        diagonal = upper.diagonal()
+        # W = P A has row i of A at row argmax(P[:, i]); as an index: W = A[permutation].
+        self.register_buffer("permutation", p.argmax(1))
+        self.register_buffer("sign", diagonal.sign().float())
+        self.log_s = nn.Parameter(diagonal.abs().log().float())
+        self.lower = nn.Parameter(lower.tril(-1).float())
+        self.upper = nn.Parameter(upper.triu(1).float())
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        identity = torch.eye(self.log_s.numel(), dtype=self.log_s.dtype, device=self.log_s.device)
+        lower = self.lower.tril(-1) + identity
+        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_s.exp())
+        return lower, upper
+
+    def weight(self) -> Tensor:
+        """W, [C, C]: z = W x at every position."""
+        lower, upper = self._factors()
+        return (lower @ upper)[self.permutation]
+
+    def inverse_weight(self) -> Tensor:
+        """The inverse of W, from the triangular factors, computed in float64."""
+        lower, upper = (factor.double() for factor in self._factors())
+        identity = torch.eye(lower.shape[0], dtype=lower.dtype, device=lower.device)
+        permuted = identity[self.permutation].T  # the inverse of a permutation is its transpose
+        half = torch.linalg.solve_triangular(lower, permuted, upper=False, unitriangular=True)
+        inverse = torch.linalg.solve_triangular(upper, half, upper=True)
+        return inverse.to(self.log_s.dtype)
+
+    def encode(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        z = F.conv2d(x, self.weight()[:, :, None, None])
+        return z, per_image(self.log_s.sum() * pixels(x), x)
+
+    def decode(self, z: Tensor, features: Tensor) -> Tensor:
+        return F.conv2d(z, self.inverse_weight()[:, :, None, None])
+
+
+def _channels(x: Tensor) -> Tensor:
+    return x[:, None, None]

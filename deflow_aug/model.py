@@ -1,0 +1,205 @@
+"""DeFlow: the flow, its conditioning and the latent shifts as one density model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from deflow_aug.conditioning import ConditioningNetwork, domain_invariant
+from deflow_aug.config import CLEAN, ModelConfig
+from deflow_aug.flow.glow import ConditionalGlow
+from deflow_aug.flow.layers import initializing
+from deflow_aug.latent import DomainShift
+
+
+class DeFlow(nn.Module):
+    """p_x and p_y of clean and degraded images, sharing one conditional flow (paper, section 3).
+
+    Images are [B, 3, H, W], in [0, 1], with sides that are multiples of
+    ``config.size_multiple``. Nothing here draws random numbers: noise is given.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.conditioning = ConditioningNetwork(config)
+        self.flow = ConditionalGlow(config)
+        self.shifts = nn.ModuleList(
+            DomainShift(channels, config.domains, config.shift_init)
+            for channels in config.latent_channels
+        )
+
+    def features(self, x: Tensor, noise: Tensor | None = None) -> list[Tensor]:
+        """Conditioning maps of the images, computed once for encoding and decoding.
+
+        Args:
+            noise: standard normal draws for h(x), [B, 3, H/s, W/s]; None for none.
+        """
+        self._check(x)
+        if noise is not None:
+            noise = noise * self.config.conditioning_noise
+        result: list[Tensor] = self.conditioning(domain_invariant(x, self.config.scale, noise))
+        return result
+
+    def encode(self, x: Tensor, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Latents and log|det| [B] in nats: z = f(x; h(x))."""
+        return self.flow.encode(x, features)
+
+    def decode(self, latents: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
+        """Images of these latents, not clamped."""
+        return self.flow.decode(latents, features)
+
+    def log_prob(
+        self, x: Tensor, domain: Tensor | Sequence[str], features: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Log-density of continuous images given h(x), in nats, [B] (eq. 4, 7).
+
+        Args:
+            x: images, [B, 3, H, W].
+            domain: of each image, as names or as numbers (see :meth:`domain_numbers`).
+            features: of ``x``, if they are at hand.
+        """
+        number = self.domain_numbers(domain, x)
+        latents, logdet = self.encode(x, self.features(x) if features is None else features)
+        return logdet + sum(
+            (s.log_prob(z, number) for s, z in zip(self._shifts(), latents, strict=True)),
+            start=torch.zeros_like(logdet),
+        )
+
+    def conditional_log_prob(
+        self,
+        degraded: Tensor,
+        clean: Tensor,
+        domain: Tensor | Sequence[str],
+        features_degraded: Sequence[Tensor] | None = None,
+        features_clean: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """ln p(y given x) of paired images, in nats, [B] (eq. 5)."""
+        number = self.domain_numbers(domain, degraded)
+        z_clean, _ = self.encode(clean, features_clean or self.features(clean))
+        z_degraded, logdet = self.encode(degraded, features_degraded or self.features(degraded))
+        return logdet + sum(
+            (
+                s.conditional_log_prob(y, x, number)
+                for s, y, x in zip(self._shifts(), z_degraded, z_clean, strict=True)
+            ),
+            start=torch.zeros_like(logdet),
+        )
+
+    def nll(
+        self,
+        x: Tensor,
+        domain: Tensor | Sequence[str],
+        *,
+        dequantization: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Negative log-likelihood of quantised images in bits per dimension, [B].
+
+        -log2 of the probability of each image's quantisation bin, divided by 3 H W. The domains of
+        a batch may be mixed in any way.
+
+        Args:
+            x: images, [B, 3, H, W].
+            domain: of each image, as names or numbers.
+            dequantization: draws uniform in [-1/2, 1/2), like ``x``; without them the density at
+                the bin's centre stands for its mean over the bin.
+            noise: standard normal draws for h(x).
+        """
+        features = self.features(x, noise)
+        if dequantization is not None:
+            x = x + dequantization / self.config.dequantization_steps
+        dimensions = x[0].numel()
+        log_width = -math.log(self.config.dequantization_steps)
+        log_probability = self.log_prob(x, domain, features) + dimensions * log_width
+        return -log_probability / (dimensions * math.log(2))
+
+    def degrade(
+        self,
+        latents: Sequence[Tensor],
+        noise: Sequence[Tensor],
+        domain: Tensor | Sequence[str],
+        temperature: Tensor,
+    ) -> list[Tensor]:
+        """Latents of degraded images: z + tau u (eq. 40); ``temperature`` is [B]."""
+        number = self.domain_numbers(domain, latents[0])
+        return [
+            s.degrade(z, n, number, temperature)
+            for s, z, n in zip(self._shifts(), latents, noise, strict=True)
+        ]
+
+    def restore(
+        self,
+        latents: Sequence[Tensor],
+        noise: Sequence[Tensor] | None,
+        domain: Tensor | Sequence[str],
+    ) -> list[Tensor]:
+        """Latents of clean images drawn from p(z_x given z_y), or their mean without noise."""
+        number = self.domain_numbers(domain, latents[0])
+        draws = [None] * len(latents) if noise is None else noise
+        return [
+            s.restore(z, n, number) for s, z, n in zip(self._shifts(), latents, draws, strict=True)
+        ]
+
+    @torch.no_grad()
+    def initialize(
+        self, x: Tensor, *, dequantization: Tensor | None = None, noise: Tensor | None = None
+    ) -> None:
+        """Set the actnorms that are not initialised yet from a batch of both domains."""
+        with initializing(self):
+            features = self.features(x, noise)
+            if dequantization is not None:
+                x = x + dequantization / self.config.dequantization_steps
+            self.encode(x, features)
+
+    def latent_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
+        """Shapes (C, H, W) of the latents of an image of this size."""
+        levels = [*sorted(self.config.split_levels or ()), self.config.levels]
+        return [
+            (channels, height >> level, width >> level)
+            for channels, level in zip(self.config.latent_channels, levels, strict=True)
+        ]
+
+    def domain_numbers(self, domain: Tensor | Sequence[str], like: Tensor) -> Tensor:
+        """Domain numbers, int64 [B]: 0 for clean, i + 1 for the i-th of ``config.domains``.
+
+        Raises:
+            ValueError: for an unknown name, or as many domains as images are not given.
+        """
+        if not isinstance(domain, Tensor):
+            known = (CLEAN, *self.config.domains)
+            unknown = sorted(set(domain) - set(known))
+            if unknown:
+                raise ValueError(
+                    f"unknown domain {', '.join(map(repr, unknown))}; "
+                    f"this model has: {', '.join(known)}"
+                )
+            domain = torch.tensor([known.index(name) for name in domain], device=like.device)
+        if domain.shape != like.shape[:1]:
+            raise ValueError(
+                f"expected one domain for each of the {like.shape[0]} images, "
+                f"got {tuple(domain.shape)}"
+            )
+        return domain
+
+    def _shifts(self) -> list[DomainShift]:
+        return [cast(DomainShift, shift) for shift in self.shifts]
+
+    def _check(self, x: Tensor) -> None:
+        multiple = self.config.size_multiple
+        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % multiple or x.shape[3] % multiple:
+            raise ValueError(
+                f"expected images of shape [B, 3, H, W] with H and W multiples of {multiple}, "
+                f"got {list(x.shape)}; pad them with deflow_aug.resize.pad_to_multiple"
+            )
+
+
+def channels_last(model: DeFlow) -> DeFlow:
+    """The model with its convolutions in the memory order that CPUs and GPUs are fastest in."""
+    # Module.to takes memory_format, but its annotations do not say so.
+    result: DeFlow = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return result

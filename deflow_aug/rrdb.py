@@ -1,0 +1,73 @@
+"""The trunk of ESRGAN: residual-in-residual dense blocks (Wang et al., 2018, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NEGATIVE_SLOPE = 0.2
+RESIDUAL_SCALE = 0.2
+
+
+class ResidualDenseBlock(nn.Module):
+    """Five densely connected 3x3 convolutions; the result is scaled and added to the input."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(channels + i * growth, growth, 3, padding=1) for i in range(4)]
+            + [nn.Conv2d(channels + 4 * growth, channels, 3, padding=1)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        *inner, last = self.convs
+        maps = [x]
+        for conv in inner:
+            maps.append(F.leaky_relu(conv(torch.cat(maps, 1)), NEGATIVE_SLOPE))
+        return x + RESIDUAL_SCALE * last(torch.cat(maps, 1))
+
+
+class RRDB(nn.Module):
+    """Three residual dense blocks inside one more scaled residual."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(ResidualDenseBlock(channels, growth) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + RESIDUAL_SCALE * self.blocks(x)
+
+
+class RRDBTrunk(nn.Module):
+    """First convolution, blocks, trunk convolution with a skip; no upsampling tail."""
+
+    def __init__(self, channels: int, growth: int, blocks: int) -> None:
+        super().__init__()
+        self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
+        self.body = nn.ModuleList(RRDB(channels, growth) for _ in range(blocks))
+        self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
+        _shrink(self.body)
+
+    def forward(self, x: Tensor, stacked: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """The trunk's output, and the outputs of the blocks numbered in ``stacked``."""
+        y, outputs = self.conv_first(x), {}
+        for number, block in enumerate(self.body):
+            y = block(y)
+            if number in stacked:
+                outputs[number] = y
+        # The skip of the published DeFlow (and SRFlow) starts here, ESRGAN's before the blocks.
+        return y + self.conv_body(y), outputs
+
+
+def _shrink(body: nn.Module) -> None:
+    """Small residual branches at the start: ESRGAN's initialisation, He's times 0.1."""
+    for module in body.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+            with torch.no_grad():
+                module.weight.mul_(0.1)
