@@ -1,0 +1,18 @@
+"""How close are synthetic degradations to real ones?  Needs paired pictures, and numpy only."""
+
+from .noise import NoiseStatistics, Pair, WhiteNoise, best_white_noise, load_pairs, noise_of
+from .report import Comparison, Criterion, Reference, report, summary
+
+__all__ = [
+    "Comparison",
+    "Criterion",
+    "NoiseStatistics",
+    "Pair",
+    "Reference",
+    "WhiteNoise",
+    "best_white_noise",
+    "load_pairs",
+    "noise_of",
+    "report",
+    "summary",
+]
