@@ -1,0 +1,123 @@
+"""Degrade photographs: files, or whole folders whose tree is kept."""
+
+from __future__ import annotations
+
+import math
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from PIL import Image
+from tqdm import tqdm
+
+from deflow_aug.hub import DEFAULT_WEIGHTS
+from deflow_aug.image_files import UnreadableImageError, find_images, read_image, write_image
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("photos", nargs="+", type=str, help="image files and folders of them")
+    parser.add_argument("--output", type=str, required=True, help="folder for the results")
+    parser.add_argument(
+        "--weights",
+        type=str,
+        default=DEFAULT_WEIGHTS,
+        help="name of bundled weights, a folder, or a Hugging Face Hub id",
+    )
+    parser.add_argument("--samples", type=int, default=1, help="degraded versions of each photo")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="strength; 0 changes nothing"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives a photo the same result"
+    )
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
+
+
+def run(arguments: Namespace) -> int:
+    if arguments.samples < 1:
+        raise ValueError(f"--samples must be at least 1, got {arguments.samples}")
+    if arguments.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
+    if not 0 <= arguments.temperature < math.inf:
+        raise ValueError(f"--temperature must be at least 0, got {arguments.temperature}")
+    output = Path(arguments.output)
+    jobs = list(_jobs([Path(photo) for photo in arguments.photos]))
+    _check_targets(jobs, output, arguments.samples)
+
+    # Only now, so that wrong arguments are told at once.
+    from deflow_aug.degrader import DeFlowDegrader
+
+    degrader = DeFlowDegrader.from_pretrained(arguments.weights, device=arguments.device)
+    failed = 0
+    for source, relative in tqdm(jobs, desc="degrading", unit="photo"):
+        try:
+            image = read_image(source)
+            if isinstance(image, Image.Image) and image.mode in ("CMYK", "LAB"):
+                image = image.convert("RGB")  # PNG holds no others
+            samples = degrader.degrade(
+                image,
+                arguments.temperature,
+                arguments.samples,
+                seed=_seed(arguments.seed, relative),
+            )
+            for number, sample in enumerate([samples] if arguments.samples == 1 else samples):
+                target = _target(output, relative, number, arguments.samples)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_image(sample, target)
+        except (UnreadableImageError, ValueError, FileNotFoundError, RuntimeError) as error:
+            # RuntimeError is what torch raises when memory runs out: a smaller photo may still fit.
+            failed += 1
+            tqdm.write(f"skipped {source}: {error}", file=sys.stderr)
+    done = len(jobs) - failed
+    print(
+        f"{done} of {len(jobs)} photos degraded into {output}"
+        + f", {failed} skipped" * bool(failed)
+    )
+    return 0 if not failed else 1 if done else 2
+
+
+def _jobs(photos: list[Path]) -> Iterator[tuple[Path, Path]]:
+    """Each input file with the path of its result under the output folder, suffix still its own."""
+    for photo in photos:
+        if photo.is_dir():
+            files = find_images(photo)
+            if not files:
+                raise ValueError(f"no image files in {photo}")
+            for file in files:
+                yield file, file.relative_to(photo)
+        elif photo.exists():
+            yield photo, Path(photo.name)
+        else:
+            raise FileNotFoundError(f"no file or folder {photo}")
+
+
+def _target(output: Path, relative: Path, number: int, samples: int) -> Path:
+    name = relative.stem + (f"_{number + 1}" if samples > 1 else "")
+    # Always PNG: a lossy format would degrade the result once more.
+    return output / relative.with_name(f"{name}.png")
+
+
+def _check_targets(jobs: list[tuple[Path, Path]], output: Path, samples: int) -> None:
+    """No result may overwrite an input or another result."""
+    inputs = {source.resolve() for source, _ in jobs}
+    owners: dict[Path, Path] = {}
+    for source, relative in jobs:
+        for number in range(samples):
+            target = _target(output, relative, number, samples)
+            if target.resolve() in inputs:
+                raise ValueError(
+                    f"{target} would overwrite an input; choose another --output folder"
+                )
+            other = owners.setdefault(target, source)
+            if other != source:
+                raise ValueError(
+                    f"{source} and {other} would both be written to {target}; rename one, or "
+                    "degrade them into two folders"
+                )
+
+
+def _seed(seed: int, relative: Path) -> int:
+    """A seed of its own for each photo, the same whatever else is in the folder."""
+    return (seed << 32) + zlib.crc32(relative.as_posix().encode())

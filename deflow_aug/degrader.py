@@ -1,0 +1,349 @@
+"""DeFlowDegrader: degraded and restored versions of anyone's images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+import deflow_aug
+from deflow_aug import hub, randomness
+from deflow_aug.card import model_card
+from deflow_aug.images import unpack
+from deflow_aug.model import DeFlow
+from deflow_aug.randomness import Stream
+from deflow_aug.resize import pad_to_multiple
+
+Images = Image.Image | NDArray[Any] | Tensor
+Seed = int | Sequence[int] | None
+
+
+class DeFlowDegrader(ModelHubMixin):
+    """Samples of a learned degradation, p(y given x), and of its inverse, p(x given y).
+
+    Images may be
+
+    - a PIL image of any mode;
+    - a NumPy array (H, W), (H, W, C) or (B, H, W, C), uint8, uint16 or float in [0, 1];
+    - a tensor (C, H, W) or (B, C, H, W), uint8, uint16 or float in [0, 1], on any device;
+
+    with grey (1), grey + alpha (2), RGB (3) or RGBA (4) channels, of any size. What comes back has
+    the same type, dtype, size, layout and device; alpha is carried through untouched.
+
+    Args:
+        model: the trained model.
+        training: what is known of its training, as JSON values; for the model card.
+        device: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", ...
+        conditioning_noise: whether h(x) gets its seeded noise, as in training.
+        dequantize: whether images get seeded dequantisation noise, times the temperature (at most
+            1), before they are encoded, as in training. Published models, whose M is zero, draw
+            nearly all of their randomness from it.
+    """
+
+    def __init__(
+        self,
+        model: DeFlow,
+        *,
+        training: dict[str, Any] | None = None,
+        device: str | torch.device = "auto",
+        conditioning_noise: bool = True,
+        dequantize: bool = False,
+    ) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.training_info = dict(training or {})
+        self.conditioning_noise, self.dequantize = conditioning_noise, dequantize
+        self.to(device)
+
+    # -- weights ---------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] = hub.DEFAULT_WEIGHTS,
+        *,
+        revision: str | None = None,
+        device: str | torch.device = "auto",
+        conditioning_noise: bool = True,
+        dequantize: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> DeFlowDegrader:
+        """Load weights that are bundled, in a folder, or on the Hugging Face Hub.
+
+        Bundled weights and folders need no network.
+
+        Args:
+            pretrained_model_name_or_path: name of bundled weights, a folder that
+                :meth:`save_pretrained` or ``deflow-aug train`` wrote, or a Hub id ("user/model").
+            revision: branch, tag or commit on the Hub.
+            device, conditioning_noise, dequantize: see the class.
+            cache_dir, token, force_download, local_files_only: as in ``huggingface_hub``.
+
+        Raises:
+            deflow_aug.hub.WeightsError: (an OSError) if there are no such weights, they cannot be
+                fetched, or they are damaged; it names unknown settings and misshapen tensors.
+        """
+        files = hub.find_weights(
+            pretrained_model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        pretrained = hub.load(*files)
+        return cls(
+            pretrained.model,
+            training=pretrained.training,
+            device=device,
+            conditioning_noise=conditioning_noise,
+            dequantize=dequantize,
+        )
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        config: None = None,
+        model_card_kwargs: None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write ``config.json``, ``model.safetensors`` and, if there is none, ``README.md``.
+
+        If it fails, what the folder held before can still be loaded.
+
+        Args:
+            save_directory: the folder; it is made if need be.
+            repo_id, push_to_hub, push_to_hub_kwargs: as in ``huggingface_hub.ModelHubMixin``.
+            config, model_card_kwargs: not used; the mixin's :meth:`push_to_hub` passes them.
+
+        Returns:
+            The commit on the Hub if it was pushed.
+        """
+        # In place of the mixin's method, which deletes the old config.json before it saves.
+        folder = Path(save_directory)
+        hub.save(folder, hub.Pretrained(self.model, self.training_info), deflow_aug.__version__)
+        card = folder / "README.md"
+        if not card.exists():
+            self.generate_model_card().save(card)
+        if not push_to_hub:
+            return None
+        url: str = self.push_to_hub(repo_id or folder.resolve().name, **push_to_hub_kwargs)
+        return url
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The model card that ``save_pretrained`` writes where there is none yet."""
+        return ModelCard(model_card(self.model, self.training_info))
+
+    # -- device ----------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> DeFlowDegrader:
+        """Move the model; returns itself."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model.to(torch.device(device))
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
+    # -- sampling --------------------------------------------------------------------------
+
+    def degrade(
+        self,
+        img: Images,
+        temperature: float | Sequence[float] | Tensor = 1.0,
+        n_samples: int = 1,
+        *,
+        seed: Seed = None,
+        domain: str | None = None,
+    ) -> Any:
+        """Degraded versions of clean images: y = f^-1(f(x; h(x)) + tau u; h(x)) (eq. 3, 8, 40).
+
+        Args:
+            img: an image or a batch of images; see the class.
+            temperature: tau, one for all or one for each image of the batch. 0 gives the input
+                back, to within rounding; 1 is the learned degradation.
+            n_samples: number of samples of each image.
+            seed: fixes the result of each image, whatever it is batched with. Images that share a
+                seed share the latent noise: give a batch one seed for each image. None draws
+                fresh seeds. No global random state is read or changed.
+            domain: which of the model's degraded domains; may be left out if there is only one.
+
+        Returns:
+            The kind of image that came in. For n_samples > 1 a list of PIL images, or an array or
+            tensor with the samples as a new first axis.
+
+        Raises:
+            TypeError, ValueError: for images that are none of the above, values out of range, or
+                arguments that do not fit the batch.
+        """
+        name = self._degraded_domain(domain)
+
+        def latents(z: Sequence[Tensor], noise: Sequence[Tensor], tau: Tensor) -> list[Tensor]:
+            return self.model.degrade(z, noise, [name] * len(tau), tau)
+
+        return self._sample(img, latents, temperature, n_samples, seed)
+
+    def restore(
+        self,
+        img: Images,
+        n_samples: int = 1,
+        *,
+        seed: Seed = None,
+        mean: bool = False,
+        domain: str | None = None,
+    ) -> Any:
+        """Clean versions of degraded images, drawn from p(x given y).
+
+        Args:
+            img, n_samples, seed, domain: as in :meth:`degrade`.
+            mean: decode the mean of the posterior latents instead of a draw from them. Nothing
+                is random then: no noise is added to anything, and ``seed`` has no effect.
+
+        Returns:
+            As :meth:`degrade`.
+        """
+        name = self._degraded_domain(domain)
+
+        def latents(z: Sequence[Tensor], noise: Sequence[Tensor], tau: Tensor) -> list[Tensor]:
+            return self.model.restore(z, None if mean else noise, [name] * len(tau))
+
+        return self._sample(img, latents, 1.0, n_samples, seed, noisy=not mean)
+
+    @torch.no_grad()  # not inference_mode, whose tensors autograd refuses
+    def log_prob(self, img: Images, domain: str = "clean") -> Any:
+        """log2-probability of images per dimension (3 H W), given h(x) without noise.
+
+        The probability is that of the quantisation bin of ``model.config.dequantization_steps``
+        steps, taken as the density at its centre times its width. An image whose sides are not
+        multiples of ``model.config.size_multiple`` is padded, and its padding counts.
+
+        Args:
+            img: an image or a batch; see the class.
+            domain: "clean", or the name of a degraded domain.
+
+        Returns:
+            A float for a single image; for a batch, a tensor or array of shape (B,). Minus this is
+            the usual negative log-likelihood in bits per dimension.
+        """
+        pixels = self._prepare(unpack(img).pixels)
+        bits = -self.model.nll(pixels, [domain] * len(pixels))
+        if isinstance(img, Tensor) and img.ndim == 4:
+            return bits.to(img.device)
+        if isinstance(img, np.ndarray) and img.ndim == 4:
+            return bits.cpu().numpy()
+        return float(bits)
+
+    @torch.inference_mode()
+    def _sample(
+        self,
+        img: Images,
+        latents: Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], list[Tensor]],
+        temperature: float | Sequence[float] | Tensor,
+        n_samples: int,
+        seed: Seed,
+        noisy: bool = True,
+    ) -> Any:
+        if not _is_integer(n_samples) or n_samples < 1:
+            raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}")
+        unpacked = unpack(img)
+        height, width = unpacked.pixels.shape[-2:]
+        x = self._prepare(unpacked.pixels)
+        seeds = _per_image_seeds(seed, len(x))
+        tau = _per_image_temperature(temperature, len(x)).to(self.device)
+
+        noise = None
+        if noisy and self.conditioning_noise:
+            scale = self.model.config.scale
+            small = (3, x.shape[-2] // scale, x.shape[-1] // scale)
+            noise = self._noise([small], seeds, Stream.CONDITIONING)[0]
+        features = self.model.features(x, noise)
+        if noisy and self.dequantize:
+            draws = [
+                randomness.uniform(tuple(x.shape[1:]), one, Stream.DEQUANTIZATION) for one in seeds
+            ]
+            width_of_bin = tau.clamp(max=1) / self.model.config.dequantization_steps
+            x = x + width_of_bin[:, None, None, None] * torch.stack(draws).to(x.device)
+        z, _ = self.model.encode(x, features)
+        shapes = self.model.latent_shapes(*x.shape[-2:])
+        samples = []
+        for number in range(n_samples):
+            draw = self._noise(shapes, seeds, Stream.LATENT, number)
+            y = self.model.decode(latents(z, draw, tau), features)
+            samples.append(y[..., :height, :width])
+        return unpacked.pack(torch.stack(samples), stack=n_samples > 1)
+
+    def _prepare(self, pixels: Tensor) -> Tensor:
+        padded = pad_to_multiple(pixels.to(self.device), self.model.config.size_multiple)
+        return padded.contiguous(memory_format=torch.channels_last)
+
+    def _noise(
+        self, shapes: Sequence[tuple[int, ...]], seeds: Sequence[int], *key: int
+    ) -> list[Tensor]:
+        """Standard normal draws [B, *shape] for each shape; those of an image from its seed."""
+        return [
+            torch.stack([randomness.normal(shape, seed, *key, i) for seed in seeds]).to(self.device)
+            for i, shape in enumerate(shapes)
+        ]
+
+    def _degraded_domain(self, domain: str | None) -> str:
+        known = self.model.config.domains
+        if domain is None and len(known) == 1:
+            return known[0]
+        if domain not in known:
+            raise ValueError(
+                f"domain must be one of this model's degraded domains ({', '.join(known)}), "
+                f"got {domain!r}"
+            )
+        return domain
+
+
+def _per_image_seeds(seed: Seed, images: int) -> list[int]:
+    if seed is None:
+        return [randomness.fresh_seed() for _ in range(images)]
+    seeds = list(seed) if isinstance(seed, (Sequence, np.ndarray)) else [seed] * images
+    if len(seeds) != images:
+        raise ValueError(f"expected one seed, or {images} (one an image), got {len(seeds)}")
+    for one in seeds:
+        if not _is_integer(one) or one < 0:
+            raise ValueError(f"a seed is an integer of at least 0, got {one!r}")
+    return [int(one) for one in seeds]
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _per_image_temperature(temperature: float | Sequence[float] | Tensor, images: int) -> Tensor:
+    try:
+        tau = torch.as_tensor(temperature, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"temperature must be a number, or one for each image, got {temperature!r}"
+        ) from error
+    if tau.ndim == 0:
+        tau = tau.expand(images)
+    if tau.shape != (images,):
+        raise ValueError(
+            f"temperature must be a number, or {images} numbers (one an image), "
+            f"got shape {tuple(tau.shape)}"
+        )
+    if not bool((torch.isfinite(tau) & (tau >= 0)).all()):
+        raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
+    return tau

@@ -1,0 +1,199 @@
+"""Weights on disk: a Hugging Face Hub repository, or the same files in a folder.
+
+``config.json``        format version, architecture, and what is known of the training
+``model.safetensors``  the tensors
+``README.md``          the model card
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deflow_aug.config import ConfigError, ModelConfig, from_dict, to_dict
+from deflow_aug.model import DeFlow
+
+DEFAULT_WEIGHTS = "camera-noise"
+FORMAT_VERSION = 1
+
+
+class WeightsError(OSError):
+    """Weights cannot be found, fetched or used; the message says why and what to do."""
+
+
+@dataclass
+class Pretrained:
+    """A model and what its ``config.json`` tells of its training (JSON values, free form)."""
+
+    model: DeFlow
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def bundled_weights() -> dict[str, Path]:
+    """Weights that come with the library: folder by name."""
+    package = Path(__file__).parent
+    # In a wheel they lie in the package; in a checkout at its top level.
+    for root in (package / "weights", package.parent / "weights"):
+        if root.is_dir():
+            return {
+                folder.name: folder
+                for folder in sorted(root.iterdir())
+                if (folder / CONFIG_NAME).is_file()
+            }
+    return {}
+
+
+def find_weights(name: str | os.PathLike[str], **download: Any) -> tuple[Path, Path]:
+    """The paths of ``config.json`` and ``model.safetensors``.
+
+    Args:
+        name: a folder, the name of bundled weights, or a Hub id ("user/model").
+        download: arguments of ``huggingface_hub.hf_hub_download``, for Hub ids.
+
+    Raises:
+        WeightsError: if there are none by that name or they cannot be fetched.
+    """
+    text = os.fspath(name)
+    bundled = bundled_weights()
+    folder = Path(text) if Path(text).is_dir() else bundled.get(text)
+    if folder is not None:
+        if download.get("revision") is not None:
+            raise WeightsError(
+                f"revision={download['revision']!r} was given for the local weights {text!r}; "
+                "only weights on the Hub have revisions"
+            )
+        for file in (CONFIG_NAME, SAFETENSORS_SINGLE_FILE):
+            if not (folder / file).is_file():
+                raise WeightsError(
+                    f"{folder} holds no {file}: expected a folder that save_pretrained or "
+                    "'deflow-aug train' wrote"
+                )
+        return folder / CONFIG_NAME, folder / SAFETENSORS_SINGLE_FILE
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
+        raise WeightsError(
+            f"no weights {text!r}: it is no folder, no Hub id ('user/model'), and not among the "
+            f"bundled weights ({', '.join(bundled) or 'none'})"
+        )
+    return _download(text, CONFIG_NAME, download), _download(
+        text, SAFETENSORS_SINGLE_FILE, download
+    )
+
+
+def _download(repo: str, file: str, download: Mapping[str, Any]) -> Path:
+    try:
+        return Path(hf_hub_download(repo, file, library_name="deflow_aug", **download))
+    except LocalEntryNotFoundError as error:
+        reason = f" ({error.__cause__})" if error.__cause__ else ""
+        raise WeightsError(
+            f"cannot get {file} of {repo!r}: there is no such folder, it is not in the cache, and "
+            f"the Hub was not reached{reason}; check the name and the connection (and "
+            "HF_HUB_OFFLINE)"
+        ) from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise WeightsError(
+            f"cannot get {file} of {repo!r}: there is no such folder, and from the Hub: {error}; "
+            "is the id right, is it a deflow_aug model, and are you allowed to read it?"
+        ) from error
+    except Exception as error:  # those of the HTTP library, which changes, come through as well
+        raise WeightsError(f"the download of {file} of {repo!r} failed: {error}") from error
+
+
+def load(config_path: Path, weights_path: Path) -> Pretrained:
+    """Read a model, on the CPU, in evaluation mode.
+
+    Raises:
+        WeightsError: for files that are damaged or do not fit each other; the message names the
+            setting or the tensors.
+    """
+    try:
+        values = json.loads(config_path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ConfigError(f"expected a mapping of settings, got {values!r:.50}")
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ConfigError(
+                f"format_version is {version!r}, this version of deflow_aug reads "
+                f"{FORMAT_VERSION}; update deflow_aug"
+            )
+        unknown = sorted(set(values) - {"format_version", "library_version", "model", "training"})
+        if unknown:
+            raise ConfigError(f"unknown setting {', '.join(unknown)}")
+        training = values.get("training", {})
+        if not isinstance(training, dict):
+            raise ConfigError(f"training must be a mapping, got {training!r:.50}")
+        settings: Any = values.get("model")
+        config = from_dict(ModelConfig, settings, "model.")
+    except ValueError as error:  # ConfigError, JSONDecodeError and UnicodeDecodeError among them
+        raise WeightsError(f"{config_path}: {error}") from error
+    try:
+        tensors = load_file(weights_path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{weights_path} is not a readable safetensors file: {error}") from error
+    # On the meta device nothing is computed, and no random number drawn, for values that are
+    # replaced at once.
+    with torch.device("meta"):
+        model = DeFlow(config)
+    assign(model, tensors, weights_path)
+    return Pretrained(model.eval(), training)
+
+
+def assign(model: DeFlow, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Make ``tensors`` the model's own.
+
+    Raises:
+        WeightsError: unless names and shapes agree; the message names those that do not.
+    """
+    expected = model.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in tensors]
+    problems += [f"unknown {name}" for name in tensors if name not in expected]
+    problems += [
+        f"{name} has shape {list(tensors[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:10])
+        if len(problems) > 10:
+            shown += f"; and {len(problems) - 10} more"
+        raise WeightsError(f"{source} does not fit the model's configuration: {shown}")
+    model.load_state_dict(
+        {name: tensors[name].to(expected[name].dtype) for name in expected}, assign=True
+    )
+
+
+def save(folder: Path, pretrained: Pretrained, library_version: str) -> None:
+    """Write ``config.json`` and ``model.safetensors``, each under a temporary name first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {
+        "format_version": FORMAT_VERSION,
+        "library_version": library_version,
+        "model": to_dict(pretrained.model.config),
+        "training": pretrained.training,
+    }
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in pretrained.model.state_dict().items()
+    }
+    weights = folder / f".{SAFETENSORS_SINGLE_FILE}.partial"
+    config = folder / f".{CONFIG_NAME}.partial"
+    try:
+        save_file(tensors, weights, {"format": "pt"})
+        config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(weights, folder / SAFETENSORS_SINGLE_FILE)
+        os.replace(config, folder / CONFIG_NAME)
+    finally:
+        weights.unlink(missing_ok=True)
+        config.unlink(missing_ok=True)
