@@ -102,6 +102,10 @@ class ModelConfig:
                     f"split_levels names level {level}: a split may follow levels 1 to "
                     f"{self.levels - 1} (the last level's output is a latent already)"
                 )
+        if len(set(self.split_levels or ())) != len(self.split_levels or ()):
+            raise ConfigError(f"split_levels names a level twice: {self.split_levels}")
+        if not math.isfinite(self.shift_init):
+            raise ConfigError(f"shift_init must be finite, got {self.shift_init}")
         if self.conditioning_noise < 0 or not math.isfinite(self.conditioning_noise):
             raise ConfigError(f"conditioning_noise must be >= 0, got {self.conditioning_noise}")
         if not self.domains:

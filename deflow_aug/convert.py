@@ -140,6 +140,8 @@ def convert_published(
             continue
         if entry.target.endswith(".sign") and not bool((tensor.abs() == 1).all()):
             raise ConversionError(f"{entry.source} has values other than 1 and -1")
+        if entry.target.endswith((".mean", ".factor")):
+            tensor = tensor[None]  # of the one degraded domain
         flat = entry.target.endswith((".bias", ".logs"))  # there [1, C, 1, 1] or [C, 1, 1]
         result[entry.target] = _plain(tensor.flatten() if flat else tensor)
         if entry.target.endswith((".norm.bias", ".affine.bias")):
@@ -427,8 +429,8 @@ def _zeros(theirs: str, ours: str, inputs: int, outputs: int) -> Iterator[_Entry
 
 
 def _shift(theirs: str, ours: str, channels: int) -> Iterator[_Entry]:
-    yield _Entry(f"{theirs}mean_shift", f"{ours}.mean.{DOMAIN}", (channels,))
-    yield _Entry(f"{theirs}cov_shift", f"{ours}.factor.{DOMAIN}", (channels, channels))
+    yield _Entry(f"{theirs}mean_shift", f"{ours}.mean", (channels,))
+    yield _Entry(f"{theirs}cov_shift", f"{ours}.factor", (channels, channels))
 
 
 def _check(state: Mapping[str, Tensor], expected: Iterable[_Entry], unused: str) -> list[str]:

@@ -142,20 +142,20 @@ def load(config_path: Path, weights_path: Path) -> Pretrained:
         tensors = load_file(weights_path)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{weights_path} is not a readable safetensors file: {error}") from error
+    return Pretrained(build(config, tensors, weights_path), training)
+
+
+def build(config: ModelConfig, tensors: Mapping[str, Tensor], source: object) -> DeFlow:
+    """A model of these tensors, in evaluation mode.
+
+    Raises:
+        WeightsError: unless names and shapes agree; the message names those that do not, and
+            ``source``.
+    """
     # On the meta device nothing is computed, and no random number drawn, for values that are
     # replaced at once.
     with torch.device("meta"):
         model = DeFlow(config)
-    assign(model, tensors, weights_path)
-    return Pretrained(model.eval(), training)
-
-
-def assign(model: DeFlow, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Make ``tensors`` the model's own.
-
-    Raises:
-        WeightsError: unless names and shapes agree; the message names those that do not.
-    """
     expected = model.state_dict()
     problems = [f"missing {name}" for name in expected if name not in tensors]
     problems += [f"unknown {name}" for name in tensors if name not in expected]
@@ -172,6 +172,7 @@ def assign(model: DeFlow, tensors: Mapping[str, Tensor], source: object) -> None
     model.load_state_dict(
         {name: tensors[name].to(expected[name].dtype) for name in expected}, assign=True
     )
+    return model.eval()
 
 
 def save(folder: Path, pretrained: Pretrained, library_version: str) -> None:

@@ -9,7 +9,6 @@ Domains are numbered: 0 is the clean one, i + 1 the i-th degraded one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,29 +25,22 @@ class DomainShift(nn.Module):
 
     Args:
         channels: channels of the latent.
-        domains: names of the degraded domains.
+        domains: number of degraded domains.
         init: M starts at ``init`` times the identity (at zero it would never move).
     """
 
-    def __init__(self, channels: int, domains: Sequence[str], init: float) -> None:
+    def __init__(self, channels: int, domains: int, init: float) -> None:
         super().__init__()
-        self.domains = tuple(domains)  # a ParameterDict made from a dict sorts its keys
-        self.mean = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(channels)) for name in domains}
-        )
-        self.factor = nn.ParameterDict(
-            {name: nn.Parameter(init * torch.eye(channels)) for name in domains}
-        )
+        self.mean = nn.Parameter(torch.zeros(domains, channels))
+        self.factor = nn.Parameter(init * torch.eye(channels).repeat(domains, 1, 1))
 
     def means(self) -> Tensor:
-        """mu of every domain, the clean one's (zero) first: [domains, C]."""
-        degraded = [self.mean[name] for name in self.domains]
-        return torch.stack([torch.zeros_like(degraded[0]), *degraded])
+        """mu of every domain, the clean one's (zero) first: [1 + domains, C]."""
+        return torch.cat([torch.zeros_like(self.mean[:1]), self.mean])
 
     def factors(self) -> Tensor:
-        """M of every domain, the clean one's (zero) first: [domains, C, C]."""
-        degraded = [self.factor[name] for name in self.domains]
-        return torch.stack([torch.zeros_like(degraded[0]), *degraded])
+        """M of every domain, the clean one's (zero) first: [1 + domains, C, C]."""
+        return torch.cat([torch.zeros_like(self.factor[:1]), self.factor])
 
     def log_prob(self, z: Tensor, domain: Tensor) -> Tensor:
         """Marginal log-density in nats, [B] (eq. 4): N(0, I) or N(mu, I + Sigma).
@@ -142,11 +134,12 @@ class ShiftHealth:
     eigenvalues: tuple[float, ...]
 
     @classmethod
-    def of(cls, shift: DomainShift, domain: str) -> ShiftHealth:
-        singular = torch.linalg.svdvals(shift.factor[domain].detach().double())
+    def of(cls, shift: DomainShift, domain: int) -> ShiftHealth:
+        """The health of the domain with this number (1 for the first degraded one)."""
+        singular = torch.linalg.svdvals(shift.factors()[domain].detach().double())
         return cls(
             singular.numel(),
-            float(shift.mean[domain].detach().norm()),
+            float(shift.means()[domain].detach().norm()),
             tuple(singular.square().tolist()),
         )
 

@@ -29,7 +29,7 @@ class DeFlow(nn.Module):
         self.conditioning = ConditioningNetwork(config)
         self.flow = ConditionalGlow(config)
         self.shifts = nn.ModuleList(
-            DomainShift(channels, config.domains, config.shift_init)
+            DomainShift(channels, len(config.domains), config.shift_init)
             for channels in config.latent_channels
         )
 
@@ -66,7 +66,7 @@ class DeFlow(nn.Module):
         number = self.domain_numbers(domain, x)
         latents, logdet = self.encode(x, self.features(x) if features is None else features)
         return logdet + sum(
-            (s.log_prob(z, number) for s, z in zip(self._shifts(), latents, strict=True)),
+            (s.log_prob(z, number) for s, z in zip(self.domain_shifts(), latents, strict=True)),
             start=torch.zeros_like(logdet),
         )
 
@@ -78,14 +78,20 @@ class DeFlow(nn.Module):
         features_degraded: Sequence[Tensor] | None = None,
         features_clean: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """ln p(y given x) of paired images, in nats, [B] (eq. 5)."""
+        """ln p(y given x) of paired images, in nats, [B] (eq. 5).
+
+        Raises:
+            ValueError: for a domain that is unknown or the clean one.
+        """
         number = self.domain_numbers(domain, degraded)
+        if not bool(number.all()):
+            raise ValueError(f"expected degraded domains, got {CLEAN!r} among {domain}")
         z_clean, _ = self.encode(clean, features_clean or self.features(clean))
         z_degraded, logdet = self.encode(degraded, features_degraded or self.features(degraded))
         return logdet + sum(
             (
                 s.conditional_log_prob(y, x, number)
-                for s, y, x in zip(self._shifts(), z_degraded, z_clean, strict=True)
+                for s, y, x in zip(self.domain_shifts(), z_degraded, z_clean, strict=True)
             ),
             start=torch.zeros_like(logdet),
         )
@@ -129,7 +135,7 @@ class DeFlow(nn.Module):
         number = self.domain_numbers(domain, latents[0])
         return [
             s.degrade(z, n, number, temperature)
-            for s, z, n in zip(self._shifts(), latents, noise, strict=True)
+            for s, z, n in zip(self.domain_shifts(), latents, noise, strict=True)
         ]
 
     def restore(
@@ -142,7 +148,8 @@ class DeFlow(nn.Module):
         number = self.domain_numbers(domain, latents[0])
         draws = [None] * len(latents) if noise is None else noise
         return [
-            s.restore(z, n, number) for s, z, n in zip(self._shifts(), latents, draws, strict=True)
+            s.restore(z, n, number)
+            for s, z, n in zip(self.domain_shifts(), latents, draws, strict=True)
         ]
 
     @torch.no_grad()
@@ -179,6 +186,11 @@ class DeFlow(nn.Module):
                     f"this model has: {', '.join(known)}"
                 )
             domain = torch.tensor([known.index(name) for name in domain], device=like.device)
+        elif bool(((domain < 0) | (domain > len(self.config.domains))).any()):
+            raise ValueError(
+                f"domain numbers go from 0 (clean) to {len(self.config.domains)}, "
+                f"got {domain.tolist()}"
+            )
         if domain.shape != like.shape[:1]:
             raise ValueError(
                 f"expected one domain for each of the {like.shape[0]} images, "
@@ -186,7 +198,7 @@ class DeFlow(nn.Module):
             )
         return domain
 
-    def _shifts(self) -> list[DomainShift]:
+    def domain_shifts(self) -> list[DomainShift]:
         return [cast(DomainShift, shift) for shift in self.shifts]
 
     def _check(self, x: Tensor) -> None:

@@ -19,15 +19,13 @@ class Stream(IntEnum):
     CONDITIONING = 1
     DEQUANTIZATION = 2
     LATENT = 3
-    INITIALIZATION = 4
-    BATCH = 5
+    BATCH = 4
 
 
-def generator(*key: int) -> torch.Generator:
-    """A CPU generator for this key (non-negative integers)."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    # manual_seed takes signed 64-bit numbers; the top bit carries no needed entropy.
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+def generator(*key: int) -> np.random.Generator:
+    """A generator for this key: non-negative integers of any size."""
+    # The length is a part of the key, since SeedSequence takes (1,) and (1, 0) for the same.
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((len(key), *key))))
 
 
 def fresh_seed() -> int:
@@ -37,9 +35,9 @@ def fresh_seed() -> int:
 
 def normal(shape: tuple[int, ...], *key: int) -> Tensor:
     """Standard normal draws, float32, on the CPU."""
-    return torch.randn(shape, generator=generator(*key))
+    return torch.from_numpy(generator(*key).standard_normal(shape, np.float32))
 
 
 def uniform(shape: tuple[int, ...], *key: int) -> Tensor:
     """Draws uniform in [-1/2, 1/2), float32, on the CPU."""
-    return torch.rand(shape, generator=generator(*key)) - 0.5
+    return torch.from_numpy(generator(*key).random(shape, np.float32)) - 0.5

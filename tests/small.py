@@ -17,7 +17,7 @@ SMALL = ModelConfig(
     split_levels=(1,),
     hidden=4,
     encoder=EncoderConfig(channels=4, growth=2, blocks=1, stacked_blocks=(0,)),
-    shift_init=0.05,
+    shift_init=0.03,
     domains=("degraded",),
 )
 
@@ -32,6 +32,6 @@ def small_model(seed: int = 0, **changes: object) -> DeFlow:
         torch.manual_seed(seed)
         model = DeFlow(dataclasses.replace(SMALL, **changes))
         for name, parameter in model.named_parameters():
-            spread = 0.01 if name.startswith("shifts.") else 0.1
+            spread = 0.005 if name.startswith("shifts.") else 0.1
             parameter += spread * torch.randn_like(parameter)
     return model

@@ -81,6 +81,8 @@ def test_wrong_keys_and_types_are_named(values: Any, message: str) -> None:
         ({"transition_steps": -1}, "transition_steps must be at least 0"),
         ({"split_levels": [3]}, "split_levels names level 3: .* levels 1 to 2"),
         ({"split_levels": [0]}, "split_levels names level 0"),
+        ({"split_levels": [1, 1]}, "split_levels names a level twice"),
+        ({"shift_init": float("nan")}, "shift_init must be finite"),
         ({"conditioning_noise": -0.1}, "conditioning_noise must be >= 0"),
         ({"conditioning_noise": float("nan")}, "conditioning_noise must be >= 0"),
         ({"conditioning_noise": float("inf")}, "conditioning_noise must be >= 0"),

@@ -198,9 +198,9 @@ def export_layer(name: str, state: dict[str, Tensor]) -> Iterator[tuple[str, Ten
 
 def export_shift(prefix: str, shift: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
     state = shift.state_dict()
-    yield f"{prefix}mean_shift", state["mean.degraded"]
-    yield f"{prefix}cov_shift", state["factor.degraded"]
-    yield f"{prefix}I", torch.eye(len(state["mean.degraded"]))
+    yield f"{prefix}mean_shift", state["mean"][0]
+    yield f"{prefix}cov_shift", state["factor"][0]
+    yield f"{prefix}I", torch.eye(len(state["mean"][0]))
 
 
 def export_encoder(network: ConditioningNetwork, name: Callable[[str], str]) -> dict[str, Tensor]:

@@ -311,7 +311,7 @@ def test_published_models_vary_by_dequantization_alone() -> None:
     """Their M is zero: without it, all samples at a temperature are the same image."""
     model = small_model()
     for shift in model.shifts:
-        shift.factor["degraded"].data.zero_()
+        shift.factor.data.zero_()
     image = tensor(3, 8, 8)
     plain = DeFlowDegrader(model, device="cpu", conditioning_noise=False)
     one, other = (plain.degrade(image, seed=seed) for seed in (1, 2))
@@ -462,8 +462,8 @@ def assert_moments(u: Tensor, mean: Tensor, covariance: Tensor) -> None:
 def shift_of(degrader: DeFlowDegrader, level: int) -> tuple[Tensor, Tensor]:
     """mu and Sigma."""
     shift = degrader.model.shifts[level]
-    factor = shift.factor["degraded"].double()
-    return shift.mean["degraded"].double(), factor @ factor.T
+    factor = shift.factor[0].double()
+    return shift.mean[0].double(), factor @ factor.T
 
 
 def test_degraded_latents_have_the_moments_of_the_shift() -> None:

@@ -39,13 +39,12 @@ def draw(*shape: int) -> Tensor:
 
 def make_shift(factor: Tensor | None = None) -> DomainShift:
     """Random shifts in float64; ``factor`` takes the place of the first degraded domain's M."""
-    # Not in the alphabet's order: numbers follow the order in which domains are named.
-    shift = DomainShift(CHANNELS, ["night", "day"], init=0.1).double()
+    shift = DomainShift(CHANNELS, 2, init=0.1).double()
     with torch.no_grad():
         for parameter in shift.parameters():
             parameter.copy_(draw(*parameter.shape))
         if factor is not None:
-            shift.factor["night"].copy_(factor)
+            shift.factor[0].copy_(factor)
     return shift
 
 
@@ -53,9 +52,8 @@ def moments_of(shift: DomainShift, number: int) -> tuple[Tensor, Tensor]:
     """mu and Sigma of a domain, from the parameters and the paper's definitions."""
     if number == 0:
         return torch.zeros(CHANNELS, dtype=torch.float64), torch.zeros_like(IDENTITY)
-    name = ["night", "day"][number - 1]
-    factor = shift.factor[name].detach()
-    return shift.mean[name].detach(), factor @ factor.mT
+    factor = shift.factor[number - 1].detach()
+    return shift.mean[number - 1].detach(), factor @ factor.mT
 
 
 def reference_log_prob(z: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
@@ -100,7 +98,7 @@ def test_clean_latents_are_standard_normal() -> None:
 
 
 def test_shift_starts_small_and_centred() -> None:
-    shift = DomainShift(CHANNELS, ["night", "day"], init=0.1)
+    shift = DomainShift(CHANNELS, 2, init=0.1)
     assert_close(shift.means(), torch.zeros(3, CHANNELS))
     expected = torch.stack([0 * torch.eye(CHANNELS), *[0.1 * torch.eye(CHANNELS)] * 2])
     assert_close(shift.factors(), expected)
@@ -253,7 +251,7 @@ def test_restore_after_degrade_has_the_moments_of_the_prior(factor: Tensor) -> N
 
 def fit(clean: Tensor, degraded: Tensor, averaged: bool) -> dict[str, float]:
     """The maximum likelihood of a flow of one affine layer on scalars, in the data's units."""
-    flow, shift = ActNorm(1).double(), DomainShift(1, ["degraded"], init=0.1).double()
+    flow, shift = ActNorm(1).double(), DomainShift(1, 1, init=0.1).double()
     parameters = [*flow.parameters(), *shift.parameters()]
     images = torch.cat([clean, degraded])[:, None, None, None]
     domain = torch.tensor([0] * len(clean) + [1] * len(degraded))
@@ -279,8 +277,8 @@ def fit(clean: Tensor, degraded: Tensor, averaged: bool) -> dict[str, float]:
     return {
         "mu_x": -flow.affine.bias.item(),
         "var_x": sd_x**2,
-        "mu_u": shift.mean["degraded"].item() * sd_x,
-        "var_u": (shift.factor["degraded"].item() * sd_x) ** 2,
+        "mu_u": shift.mean.item() * sd_x,
+        "var_u": (shift.factor.item() * sd_x) ** 2,
     }
 
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 
 import deflow_aug
-from deflow_aug.cli import degrade, info, train
+from deflow_aug.cli import convert, degrade, info, train
 
-COMMANDS = {"degrade": degrade, "train": train, "info": info}
+COMMANDS = {"degrade": degrade, "train": train, "info": info, "convert": convert}
 
 
 def parser() -> ArgumentParser:

@@ -37,9 +37,9 @@ def run(arguments: Namespace) -> int:
             print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
     print("latent shift u ~ N(mu, Sigma)")
     collapsed = False
-    for number, shift in enumerate(model.shifts):
-        for domain in model.config.domains:
-            health = ShiftHealth.of(shift, domain)  # type: ignore[arg-type]
+    for number, shift in enumerate(model.domain_shifts()):
+        for index, domain in enumerate(model.config.domains, start=1):
+            health = ShiftHealth.of(shift, index)
             collapsed |= health.collapsed
             print(f"  {domain}, latent {number}: {health}")
     if collapsed:

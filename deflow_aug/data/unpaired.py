@@ -76,7 +76,7 @@ class CropFolder:
 
     def draw(self, *key: int) -> NDArray[np.uint8]:
         """The crop of this key, [crop, crop, 3]; flipped horizontally half of the time."""
-        rng = np.random.default_rng(np.random.SeedSequence(key))
+        rng = randomness.generator(*key)
         pixels = self._load(self.files[rng.integers(len(self.files))])
         top, left = (
             self.align * int(rng.integers((side - self.crop) // self.align + 1))
