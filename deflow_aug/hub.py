@@ -155,7 +155,7 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], source: object) ->
     # On the meta device nothing is computed, and no random number drawn, for values that are
     # replaced at once.
     with torch.device("meta"):
-        model = DeFlow(config)
+        model = DeFlow(config).float()  # whatever torch's default dtype is
     expected = model.state_dict()
     problems = [f"missing {name}" for name in expected if name not in tensors]
     problems += [f"unknown {name}" for name in tensors if name not in expected]

@@ -13,7 +13,8 @@ import re
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -75,9 +76,9 @@ class HubServer:
             http.server_close()
             thread.join()
 
-    def _start(self) -> tuple[ThreadingHTTPServer, threading.Thread]:
-        http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        http.hub = self  # type: ignore[attr-defined]
+    def _start(self) -> tuple[_Server, threading.Thread]:
+        http = _Server(("127.0.0.1", 0), _Handler)
+        http.hub = self
         thread = threading.Thread(
             target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
         )
@@ -88,12 +89,20 @@ class HubServer:
         return self.repositories.setdefault(name, Repository())
 
 
+class _Server(ThreadingTCPServer):
+    """(Python's HTTP server would look its own name up, which can take long.)"""
+
+    daemon_threads = True
+    hub: HubServer
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: _Server
 
     @property
     def hub(self) -> HubServer:
-        return self.server.hub  # type: ignore[attr-defined,no-any-return]
+        return self.server.hub
 
     def log_message(self, *arguments: object) -> None:
         pass

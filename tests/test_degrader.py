@@ -470,9 +470,16 @@ def test_degraded_latents_have_the_moments_of_the_shift() -> None:
     degrader = make(conditioning_noise=False)
     x = FLAT
     samples = degrader.degrade(x, 0.5, n_samples=60, seed=1)
+    draws = []
     for level, (z, zs) in enumerate(sampled_latents(degrader, x, samples)):
         mean, covariance = shift_of(degrader, level)
         assert_moments(zs - z, 0.5 * mean, 0.25 * covariance)
+        factor = degrader.model.shifts[level].factors()[1].double()
+        u = (zs - z).double() / 0.5 - mean[:, None, None]
+        draws.append(torch.einsum("ij,bjhw->bihw", torch.linalg.inv(factor), u).flatten())
+    # Nor are the draws for the two latents, of which the second has as many as the first.
+    product = draws[0] * draws[1]
+    assert product.mean().abs() < 5 / len(product) ** 0.5
 
 
 def test_restored_latents_have_the_moments_of_the_posterior() -> None:

@@ -144,6 +144,17 @@ def test_tensors_of_another_precision_become_float32(folder: Path) -> None:
         assert tensor.dtype == tensors[name].dtype
 
 
+def test_the_default_dtype_of_torch_does_not_matter(folder: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        degrader = load(folder)
+        degraded, bits = result(degrader), degrader.log_prob(IMAGE)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert degraded == result(make())
+    assert bits == make().log_prob(IMAGE)
+
+
 def test_two_domains_are_kept_in_order(tmp_path: Path) -> None:
     original = DeFlowDegrader(small_model(domains=("night", "day")), device="cpu")
     original.save_pretrained(tmp_path)
