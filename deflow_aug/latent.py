@@ -32,7 +32,9 @@ class DomainShift(nn.Module):
     def __init__(self, channels: int, domains: int, init: float) -> None:
         super().__init__()
         self.mean = nn.Parameter(torch.zeros(domains, channels))
-        self.factor = nn.Parameter(init * torch.eye(channels).repeat(domains, 1, 1))
+        self.factor = nn.Parameter(torch.zeros(domains, channels, channels))
+        with torch.no_grad():
+            self.factor.diagonal(dim1=-2, dim2=-1).fill_(init)
 
     def means(self) -> Tensor:
         """mu of every domain, the clean one's (zero) first: [1 + domains, C]."""

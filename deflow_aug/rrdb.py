@@ -63,10 +63,14 @@ class RRDBTrunk(nn.Module):
 
 
 def _shrink(body: nn.Module) -> None:
-    """Small residual branches at the start: ESRGAN's initialisation, He's times 0.1."""
+    """Small residual branches at the start: ESRGAN's initialisation, He's times 0.1.
+
+    Drawn uniformly: on the meta device, where weights to be loaded are laid out, a normal draw
+    makes PyTorch import for a second.
+    """
     for module in body.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+            nn.init.kaiming_uniform_(module.weight, a=NEGATIVE_SLOPE)
             assert module.bias is not None
             nn.init.zeros_(module.bias)
             with torch.no_grad():

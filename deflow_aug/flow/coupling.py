@@ -13,13 +13,17 @@ SCALE_EPS = 1e-3
 """Added to every predicted scale, which thus lies in (0.001, 1.001)."""
 
 
+WEIGHT_INIT = 0.05 * 3**0.5
+"""Half the width of the weights' uniform start, whose standard deviation is 0.05."""
+
+
 class ConvActNorm(nn.Module):
     """Convolution with an actnorm in place of its bias."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-        nn.init.normal_(self.conv.weight, std=0.05)
+        nn.init.uniform_(self.conv.weight, -WEIGHT_INIT, WEIGHT_INIT)
         self.norm = ChannelAffine(outputs)
 
     def forward(self, x: Tensor) -> Tensor:

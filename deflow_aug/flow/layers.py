@@ -100,15 +100,27 @@ class Conv1x1(Invertible):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        rotation, _ = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))
-        p, lower, upper = torch.linalg.lu(rotation)
+        self.register_buffer("permutation", torch.zeros(channels, dtype=torch.int64))
+        self.register_buffer("sign", torch.ones(channels))
+        self.log_s = nn.Parameter(torch.zeros(channels))
+        self.lower = nn.Parameter(torch.zeros(channels, channels))
+        self.upper = nn.Parameter(torch.zeros(channels, channels))
+        # On the meta device a module is only laid out, for weights to be loaded. All but the
+        # plainest operations there make PyTorch import for a second.
+        if not self.log_s.is_meta:
+            self._start_as_rotation()
+
+    @torch.no_grad()
+    def _start_as_rotation(self) -> None:
+        random = torch.empty_like(self.lower, dtype=torch.float64).uniform_(-1, 1)
+        p, lower, upper = torch.linalg.lu(torch.linalg.qr(random).Q)
         diagonal = upper.diagonal()
         # W = P A has row i of A at row argmax(P[:, i]); as an index: W = A[permutation].
-        self.register_buffer("permutation", p.argmax(1))
-        self.register_buffer("sign", diagonal.sign().float())
-        self.log_s = nn.Parameter(diagonal.abs().log().float())
-        self.lower = nn.Parameter(lower.tril(-1).float())
-        self.upper = nn.Parameter(upper.triu(1).float())
+        self.permutation.copy_(p.argmax(1))
+        self.sign.copy_(diagonal.sign())
+        self.log_s.copy_(diagonal.abs().log())
+        self.lower.copy_(lower.tril(-1))
+        self.upper.copy_(upper.triu(1))
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         identity = torch.eye(self.log_s.numel(), dtype=self.log_s.dtype, device=self.log_s.device)
