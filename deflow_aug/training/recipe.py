@@ -28,22 +28,25 @@ class Recipe:
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(
             scale=4,
-            levels=2,
-            steps=6,
+            levels=3,
+            steps=4,
+            split_levels=(),
             hidden=32,
             encoder=EncoderConfig(channels=32, growth=16, blocks=4, stacked_blocks=(1,)),
+            dequantization_steps=24,
+            shift_init=0.7,
         )
     )
-    steps: int = 10_000
-    batch_size: int = 8
-    crop: int = 64
-    lr: float = 5e-4
+    steps: int = 2400
+    batch_size: int = 4
+    crop: int = 48
+    lr: float = 8e-4
     warmup: int = 100
     clip_norm: float = 10.0
     average: float = 0.999
     seed: int = 0
-    checkpoint_every: int = 500
-    sample_every: int = 1000
+    checkpoint_every: int = 200
+    sample_every: int = 400
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "crop", "checkpoint_every", "sample_every"):
