@@ -48,6 +48,10 @@ def model_card(model: DeFlow, training: dict[str, Any]) -> str:
         f"- {parameters / 1e6:.2f} million parameters; {config.levels} levels of {config.steps} "
         f"flow steps, {config.hidden} hidden channels; h(x) downscales by {config.scale}",
         f"- degraded domains: {', '.join(config.domains)}",
+        *(
+            f"- results in the domain {name} get its channel statistics (see config.json)"
+            for name in config.statistics or ()
+        ),
         "",
         "## Training",
         "",

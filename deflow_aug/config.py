@@ -56,6 +56,37 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
+class ChannelStatistics:
+    """Mean and standard deviation of red, green and blue in a clean and in a degraded domain.
+
+    The flow of such a degraded domain is trained on images that were given the statistics of the
+    clean one, so that it has no change of colours to learn (AIM-RWSR's models; the paper's
+    ``normalize``); its results are given those of the degraded domain. All of images in [0, 1].
+    """
+
+    clean_mean: tuple[float, float, float]
+    clean_std: tuple[float, float, float]
+    degraded_mean: tuple[float, float, float]
+    degraded_std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for part in dataclasses.fields(self):
+            values = getattr(self, part.name)
+            if len(values) != 3:
+                raise ConfigError(
+                    f"{part.name} must be three numbers, of red, green and blue, got {values}"
+                )
+            lowest = "above 0" if part.name.endswith("std") else "from 0"
+            for value in values:
+                # NaN is in no range.
+                if not 0 <= value <= 1 or (value == 0 and lowest == "above 0"):
+                    raise ConfigError(
+                        f"{part.name} must be {lowest} to 1, got {value}; divide statistics of "
+                        "8-bit values by 255"
+                    )
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Architecture of a DeFlow model (paper, section 4.1). Defaults: the published x4 models.
 
@@ -74,6 +105,8 @@ class ModelConfig:
         shift_init: the shift's factor M starts at shift_init times the identity. Zero never
             trains: the gradient of the likelihood in M is 2 G M.
         domains: names of the degraded domains, each with its own latent shift.
+        statistics: for degraded domains whose colours were matched to the clean ones before
+            training: their channel statistics. None, or a domain left out: not matched.
     """
 
     scale: int = 4
@@ -87,6 +120,7 @@ class ModelConfig:
     dequantization_steps: int = 255
     shift_init: float = 0.1
     domains: tuple[str, ...] = ("degraded",)
+    statistics: dict[str, ChannelStatistics] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         _positive(self, "scale", "levels", "steps", "hidden", "dequantization_steps")
@@ -118,6 +152,12 @@ class ModelConfig:
                 )
         if len(set(self.domains)) != len(self.domains):
             raise ConfigError(f"domains are named twice: {', '.join(self.domains)}")
+        for name in self.statistics or ():
+            if name not in self.domains:
+                raise ConfigError(
+                    f"statistics are given for {name!r}, which is none of the degraded domains "
+                    f"({', '.join(self.domains)})"
+                )
 
     @property
     def size_multiple(self) -> int:
@@ -159,7 +199,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Build a settings dataclass from JSON values.
 
     Raises:
-        ConfigError: for an unknown key or a value of the wrong type; the message names it.
+        ConfigError: for an unknown or missing key or a value of the wrong type; the message names
+            it.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(
@@ -170,6 +211,15 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     if unknown:
         names = ", ".join(f"{where}{key}" for key in unknown)
         raise ConfigError(f"unknown setting {names}; known are: {', '.join(known)}")
+    missing = [
+        f"{where}{name}"
+        for name, f in known.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"missing setting {', '.join(missing)}")
     arguments = {}
     for name, value in values.items():
         kind = str(known[name].type)
@@ -183,10 +233,16 @@ def _convert(kind: str, value: Any, name: str) -> Any:
         return from_dict(_NESTED[kind], value, f"{name}.")
     if "None" in kind and value is None:
         return None
-    if kind.startswith("tuple"):
-        item = str if "str" in kind else int
-        if isinstance(value, (list, tuple)) and all(type(v) is item for v in value):
-            return tuple(value)
+    if kind.startswith("dict"):
+        if isinstance(value, Mapping) and all(type(key) is str for key in value):
+            return {
+                key: from_dict(ChannelStatistics, item, f"{name}.{key}.")
+                for key, item in value.items()
+            }
+    elif kind.startswith("tuple"):
+        items = (str,) if "str" in kind else (int, float) if "float" in kind else (int,)
+        if isinstance(value, (list, tuple)) and all(type(v) in items for v in value):
+            return tuple(float(v) if "float" in kind else v for v in value)
     elif kind == "int":
         if type(value) is int:
             return value

@@ -1,6 +1,7 @@
 """Published checkpoints into the state of our modules: DeFlow itself, and RRDB (ESRGAN) weights.
 
-Files are read by ``torch.load(weights_only=True)`` and nothing else: no code in them ever runs.
+Files are read by ``torch.load(weights_only=True)``, safetensors and ``yaml.safe_load``, and nothing
+else: no code in them ever runs.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import yaml  # type: ignore[import-untyped]
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from deflow_aug.config import EncoderConfig, ModelConfig
+from deflow_aug.config import ChannelStatistics, ConfigError, EncoderConfig, ModelConfig
 
 PUBLISHED_DEQUANTIZATION_STEPS = 32
 PUBLISHED_CONDITIONING_NOISE = 0.03
@@ -26,6 +30,16 @@ DOMAIN = "degraded"
 
 WRAPPERS = ("state_dict", "params_ema", "params")
 """Keys under which training programs wrap a state dict, the preferred one first."""
+
+STATISTICS_PATH = ("datasets", "train", "normalize")
+"""Where the published YAML files have the channel statistics, of values from 0 to 255."""
+
+STATISTICS_NAMES = {
+    "clean_mean": "mean_clean_hr",
+    "clean_std": "std_clean_hr",
+    "degraded_mean": "mean_noisy_hr",
+    "degraded_std": "std_noisy_hr",
+}
 
 NAMES_SHOWN = 5
 
@@ -61,20 +75,28 @@ class _Entry:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a ``.pth`` file by name, on the CPU.
+    """The tensors of a ``.pth`` or ``.safetensors`` file by name, on the CPU.
 
     A state dict wrapped under ``state_dict``, ``params_ema`` or ``params`` is unwrapped, and a
     ``module.`` before a name is cut off.
 
     Raises:
         OSError: the file cannot be read.
-        ConversionError: it is not a PyTorch file of plain tensors. One that holds anything else
-            than plain values and tensors is refused unread.
+        ConversionError: it is not a PyTorch file of plain tensors (or damaged, for safetensors).
+            One that holds anything else than plain values and tensors is refused unread.
     """
+    content: object
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if os.fspath(path).endswith(".safetensors"):
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
+    except SafetensorError as error:
+        raise ConversionError(
+            f"{os.fspath(path)} is not a readable safetensors file: {error}"
+        ) from error
     except Exception as error:  # whatever a damaged or foreign file makes the unpickler trip over
         raise ConversionError(
             f"{os.fspath(path)} is not a PyTorch file of plain weights: it is damaged, of another "
@@ -110,6 +132,7 @@ def convert_published(
     *,
     scale: int | None = None,
     stacked_blocks: Iterable[int] | None = None,
+    statistics: ChannelStatistics | None = None,
 ) -> Converted:
     """Turn the state dict of a published DeFlow model into ours.
 
@@ -123,6 +146,7 @@ def convert_published(
         state: the tensors by name, as :func:`load_checkpoint` returns them.
         scale: the downsampling factor s of h(x), where it is not the one deduced.
         stacked_blocks: 0-based numbers of the blocks whose outputs the features include.
+        statistics: the channel statistics that its training used, if it did; no tensor tells.
 
     Raises:
         ConversionError: a tensor is missing, unknown or misshapen (the message names it), or the
@@ -130,6 +154,8 @@ def convert_published(
         ConfigError: there can be no such ``scale`` or ``stacked_blocks``.
     """
     config = _published_config(state, scale, stacked_blocks)
+    if statistics is not None:
+        config = replace(config, statistics={DOMAIN: statistics})
     expected = list(_published_entries(config))
     dropped = _check(state, expected, _PUBLISHED_UNUSED)
     result: dict[str, Tensor] = {}
@@ -147,6 +173,50 @@ def convert_published(
         if entry.target.endswith((".norm.bias", ".affine.bias")):
             result[f"{entry.target.removesuffix('bias')}initialized"] = torch.tensor(True)
     return Converted(config, result, dropped)
+
+
+def published_statistics(path: str | os.PathLike[str]) -> ChannelStatistics:
+    """The channel statistics in the YAML file that comes with a published checkpoint.
+
+    Four lists of three numbers from 0 to 255, under ``datasets: train: normalize:``.
+
+    Raises:
+        OSError: the file cannot be read.
+        ConversionError: it is no YAML file of plain values, or has no usable statistics; the
+            message names the key.
+    """
+    file = os.fspath(path)
+    try:
+        with open(path, "rb") as stream:
+            content = yaml.safe_load(stream)
+    except (yaml.YAMLError, UnicodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConversionError(f"{file} is not a YAML file of plain values: {reason}") from error
+    where = ""
+    for key in STATISTICS_PATH:
+        if not isinstance(content, Mapping) or key not in content:
+            raise ConversionError(
+                f"{file} has no channel statistics: {where}{key} is missing (expected at "
+                f"{'.'.join(STATISTICS_PATH)}); models trained without them need none"
+            )
+        content, where = content[key], f"{where}{key}."
+    result = {}
+    for ours, theirs in STATISTICS_NAMES.items():
+        values = content.get(theirs) if isinstance(content, Mapping) else None
+        if (
+            not isinstance(values, list)
+            or len(values) != 3
+            or not all(type(value) in (int, float) for value in values)
+        ):
+            raise ConversionError(
+                f"{file}: {where}{theirs} must be a list of three numbers from 0 to 255, "
+                f"got {'nothing' if values is None else repr(values)}"
+            )
+        result[ours] = tuple(value / 255 for value in values)
+    try:
+        return ChannelStatistics(**result)
+    except ConfigError as error:
+        raise ConversionError(f"{file}: {where.rstrip('.')}, divided by 255: {error}") from error
 
 
 def encoder_weights(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 import deflow_aug
 from deflow_aug import hub, randomness
 from deflow_aug.card import model_card
+from deflow_aug.config import CLEAN
 from deflow_aug.images import unpack
 from deflow_aug.model import DeFlow
 from deflow_aug.randomness import Stream
@@ -44,8 +45,13 @@ class DeFlowDegrader(ModelHubMixin):
         device: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", ...
         conditioning_noise: whether h(x) gets its seeded noise, as in training.
         dequantize: whether images get seeded dequantisation noise, times the temperature (at most
-            1), before they are encoded, as in training. Published models, whose M is zero, draw
-            nearly all of their randomness from it.
+            1), before they are encoded, as in training; each sample its own. Published models,
+            whose M is zero, draw nearly all of their randomness from it.
+
+    A model may know channel statistics of its degraded domain (``model.config.statistics``; those
+    that 'deflow-aug convert' was given): ``degrade`` maps its results from the clean statistics to
+    the degraded ones, whatever the temperature, and ``restore`` and ``log_prob`` map degraded
+    images the other way before anything else, clamped to [0, 1], as training did.
     """
 
     def __init__(
@@ -178,7 +184,8 @@ class DeFlowDegrader(ModelHubMixin):
         Args:
             img: an image or a batch of images; see the class.
             temperature: tau, one for all or one for each image of the batch. 0 gives the input
-                back, to within rounding; 1 is the learned degradation.
+                back, to within rounding, but with the colours of the degraded domain if the model
+                knows its channel statistics; 1 is the learned degradation.
             n_samples: number of samples of each image.
             seed: fixes the result of each image, whatever it is batched with. Images that share a
                 seed share the latent noise: give a batch one seed for each image. None draws
@@ -198,7 +205,7 @@ class DeFlowDegrader(ModelHubMixin):
         def latents(z: Sequence[Tensor], noise: Sequence[Tensor], tau: Tensor) -> list[Tensor]:
             return self.model.degrade(z, noise, [name] * len(tau), tau)
 
-        return self._sample(img, latents, temperature, n_samples, seed)
+        return self._sample(img, latents, (CLEAN, name), temperature, n_samples, seed)
 
     def restore(
         self,
@@ -224,7 +231,7 @@ class DeFlowDegrader(ModelHubMixin):
         def latents(z: Sequence[Tensor], noise: Sequence[Tensor], tau: Tensor) -> list[Tensor]:
             return self.model.restore(z, None if mean else noise, [name] * len(tau))
 
-        return self._sample(img, latents, 1.0, n_samples, seed, noisy=not mean)
+        return self._sample(img, latents, (name, CLEAN), 1.0, n_samples, seed, noisy=not mean)
 
     @torch.no_grad()  # not inference_mode, whose tensors autograd refuses
     def log_prob(self, img: Images, domain: str = "clean") -> Any:
@@ -232,7 +239,8 @@ class DeFlowDegrader(ModelHubMixin):
 
         The probability is that of the quantisation bin of ``model.config.dequantization_steps``
         steps, taken as the density at its centre times its width. An image whose sides are not
-        multiples of ``model.config.size_multiple`` is padded, and its padding counts.
+        multiples of ``model.config.size_multiple`` is padded, and its padding counts. Of a domain
+        with channel statistics, it is the probability of the image in matched colours.
 
         Args:
             img: an image or a batch; see the class.
@@ -243,7 +251,8 @@ class DeFlowDegrader(ModelHubMixin):
             the usual negative log-likelihood in bits per dimension.
         """
         pixels = self._prepare(unpack(img).pixels)
-        bits = -self.model.nll(pixels, [domain] * len(pixels))
+        domains = [domain] * len(pixels)
+        bits = -self.model.nll(self.model.match_colours(pixels, domains), domains)
         if isinstance(img, Tensor) and img.ndim == 4:
             return bits.to(img.device)
         if isinstance(img, np.ndarray) and img.ndim == 4:
@@ -255,16 +264,20 @@ class DeFlowDegrader(ModelHubMixin):
         self,
         img: Images,
         latents: Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], list[Tensor]],
+        way: tuple[str, str],
         temperature: float | Sequence[float] | Tensor,
         n_samples: int,
         seed: Seed,
         noisy: bool = True,
     ) -> Any:
+        """Samples of ``latents`` of the image's latents; ``way`` is from domain to domain."""
         if not _is_integer(n_samples) or n_samples < 1:
             raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}")
         unpacked = unpack(img)
         height, width = unpacked.pixels.shape[-2:]
         x = self._prepare(unpacked.pixels)
+        source, target = ([name] * len(x) for name in way)
+        x = self.model.match_colours(x, source)
         seeds = _per_image_seeds(seed, len(x))
         tau = _per_image_temperature(temperature, len(x)).to(self.device)
 
@@ -274,24 +287,30 @@ class DeFlowDegrader(ModelHubMixin):
             small = (3, x.shape[-2] // scale, x.shape[-1] // scale)
             noise = self._noise([small], seeds, Stream.CONDITIONING)[0]
         features = self.model.features(x, noise)
-        if noisy and self.dequantize:
-            draws = [
-                randomness.uniform(tuple(x.shape[1:]), one, Stream.DEQUANTIZATION) for one in seeds
-            ]
-            width_of_bin = tau.clamp(max=1) / self.model.config.dequantization_steps
-            x = x + width_of_bin[:, None, None, None] * torch.stack(draws).to(x.device)
-        z, _ = self.model.encode(x, features)
+        dequantize = noisy and self.dequantize
+        z: list[Tensor] = []
         shapes = self.model.latent_shapes(*x.shape[-2:])
         samples = []
         for number in range(n_samples):
+            if dequantize:
+                z, _ = self.model.encode(x + self._dequantization(x, seeds, tau, number), features)
+            elif not z:  # the same for all samples
+                z, _ = self.model.encode(x, features)
             draw = self._noise(shapes, seeds, Stream.LATENT, number)
             y = self.model.decode(latents(z, draw, tau), features)
-            samples.append(y[..., :height, :width])
+            samples.append(self.model.unmatch_colours(y, target)[..., :height, :width])
         return unpacked.pack(torch.stack(samples), stack=n_samples > 1)
 
     def _prepare(self, pixels: Tensor) -> Tensor:
         padded = pad_to_multiple(pixels.to(self.device), self.model.config.size_multiple)
         return padded.contiguous(memory_format=torch.channels_last)
+
+    def _dequantization(self, x: Tensor, seeds: Sequence[int], tau: Tensor, number: int) -> Tensor:
+        """Dequantisation noise like ``x`` of the sample with this number."""
+        shape = tuple(x.shape[1:])
+        draws = [randomness.uniform(shape, seed, Stream.DEQUANTIZATION, number) for seed in seeds]
+        width_of_bin = tau.clamp(max=1) / self.model.config.dequantization_steps
+        return width_of_bin[:, None, None, None] * torch.stack(draws).to(x.device)
 
     def _noise(
         self, shapes: Sequence[tuple[int, ...]], seeds: Sequence[int], *key: int

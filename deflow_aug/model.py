@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from deflow_aug.conditioning import ConditioningNetwork, domain_invariant
-from deflow_aug.config import CLEAN, ModelConfig
+from deflow_aug.config import CLEAN, ChannelStatistics, ModelConfig
 from deflow_aug.flow.glow import ConditionalGlow
 from deflow_aug.flow.layers import initializing
 from deflow_aug.latent import DomainShift
+
+UNMATCHED = ChannelStatistics((0.0,) * 3, (1.0,) * 3, (0.0,) * 3, (1.0,) * 3)
+"""Maps every colour to exactly itself."""
 
 
 class DeFlow(nn.Module):
@@ -21,6 +24,10 @@ class DeFlow(nn.Module):
 
     Images are [B, 3, H, W], in [0, 1], with sides that are multiples of
     ``config.size_multiple``. Nothing here draws random numbers: noise is given.
+
+    Where ``config.statistics`` has channel statistics of a degraded domain, its images are meant
+    in matched colours everywhere but in :meth:`match_colours` and :meth:`unmatch_colours`, which
+    lead there and back.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -32,6 +39,46 @@ class DeFlow(nn.Module):
             DomainShift(channels, len(config.domains), config.shift_init)
             for channels in config.latent_channels
         )
+
+    def match_colours(self, y: Tensor, domain: Sequence[str]) -> Tensor:
+        """Images as the flow takes them: degraded ones with the channel statistics of clean ones.
+
+        (y - degraded_mean) / degraded_std * clean_std + clean_mean, clamped to [0, 1]. Images of
+        the clean domain, and of domains without statistics, come back as they are.
+
+        Args:
+            y: images in [0, 1], [B, 3, H, W].
+            domain: name of the domain of each.
+        """
+        if self.config.statistics is None:
+            return y
+        clean_mean, clean_std, mean, std = self._statistics(domain, y)
+        return ((y - mean) / std * clean_std + clean_mean).clamp(0, 1)
+
+    def unmatch_colours(self, y: Tensor, domain: Sequence[str]) -> Tensor:
+        """What the flow decoded, in the colours of its domain: :meth:`match_colours` undone.
+
+        (y - clean_mean) / clean_std * degraded_std + degraded_mean, not clamped.
+
+        Args:
+            y: images, [B, 3, H, W].
+            domain: name of the domain of each.
+        """
+        if self.config.statistics is None:
+            return y
+        clean_mean, clean_std, mean, std = self._statistics(domain, y)
+        return (y - clean_mean) / clean_std * std + mean
+
+    def _statistics(self, domain: Sequence[str], like: Tensor) -> list[Tensor]:
+        """Clean mean and std, degraded mean and std of each image, [B, 3, 1, 1] each."""
+        rows = [(self.config.statistics or {}).get(name, UNMATCHED) for name in domain]
+        columns = (
+            [row.clean_mean for row in rows],
+            [row.clean_std for row in rows],
+            [row.degraded_mean for row in rows],
+            [row.degraded_std for row in rows],
+        )
+        return [like.new_tensor(column)[:, :, None, None] for column in columns]
 
     def features(self, x: Tensor, noise: Tensor | None = None) -> list[Tensor]:
         """Conditioning maps of the images, computed once for encoding and decoding.

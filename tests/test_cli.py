@@ -1,5 +1,6 @@
 """The command line, in this process unless a process must die."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,16 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from test_convert import esrgan, export_encoder
 from test_data import write_noise
 
 from deflow_aug.cli import main
+from deflow_aug.conditioning import ConditioningNetwork
 from deflow_aug.degrader import DeFlowDegrader
 
 TINY = [
     "--model.scale=2", "--model.levels=2", "--model.steps=1", "--model.hidden=4",
     "--model.encoder.channels=4", "--model.encoder.growth=4", "--model.encoder.blocks=1",
     "--model.encoder.stacked_blocks=[0]", "--crop=8", "--batch_size=2",
+    "--model.shift_init=0.1",
 ]  # fmt: skip
 
 
@@ -70,6 +75,40 @@ def test_info_warns_of_a_collapsed_shift(
     assert main(command) == 0
     assert main(["info", str(tmp_path / "w")]) == 0
     assert "Sigma has collapsed" in capsys.readouterr().out
+
+
+def test_training_starts_from_rrdb_weights(
+    weights: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = DeFlowDegrader.from_pretrained(weights).model.config
+    file = tmp_path / "rrdb.pth"
+    torch.save(export_encoder(ConditioningNetwork(config), esrgan), file)
+    command = train_command(folders, tmp_path / "w", "--steps=1", f"--encoder_weights={file}")
+    assert main(command) == 0
+    assert "encoder_weights: rrdb.pth" in (tmp_path / "w" / "README.md").read_text()
+    file.unlink()
+    resumed = train_command(folders, tmp_path / "w", "--steps=2", "--resume")
+    (tmp_path / "w" / "README.md").unlink()
+    assert main(resumed) == 0
+    assert "encoder_weights: rrdb.pth" in (tmp_path / "w" / "README.md").read_text()
+    assert "encoder_weights" not in (weights / "README.md").read_text()
+
+    other = train_command(folders, tmp_path / "other", "--model.encoder.blocks=2")
+    torch.save(export_encoder(ConditioningNetwork(config), esrgan), file)
+    capsys.readouterr()
+    assert main([*other, f"--encoder_weights={file}"]) == 2
+    assert "encoder.blocks is 2" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_training_with_channel_statistics(folders: Path, tmp_path: Path) -> None:
+    statistics = {name: [0.5, 0.4, 0.6] for name in ("clean_mean", "degraded_mean")}
+    statistics |= {name: [0.3, 0.3, 0.2] for name in ("clean_std", "degraded_std")}
+    setting = f"--model.statistics={json.dumps({'degraded': statistics})}"
+    assert main(train_command(folders, tmp_path / "w", "--steps=1", setting)) == 0
+    found = DeFlowDegrader.from_pretrained(tmp_path / "w").model.config.statistics
+    assert found is not None
+    assert found["degraded"].degraded_std == (0.3, 0.3, 0.2)
 
 
 def test_training_does_not_overwrite_a_run(
@@ -177,6 +216,17 @@ def test_samples_differ_and_a_seed_repeats_them(weights: Path, tmp_path: Path) -
     assert degraded("other", 2) != first
     alone = degraded("alone", 1, "b.png")
     assert alone == {name: first[name] for name in alone}
+
+
+def test_dequantisation_noise_can_be_switched_on(weights: Path, tmp_path: Path) -> None:
+    write_noise(tmp_path / "a.png", 16, 16)
+    command = ["degrade", str(tmp_path / "a.png"), f"--weights={weights}"]
+    results = []
+    for number, more in enumerate(([], ["--dequantize"], ["--dequantize"])):
+        output = tmp_path / str(number)
+        assert main([*command, f"--output={output}", *more]) == 0
+        results.append((output / "a.png").read_bytes())
+    assert results[0] != results[1] == results[2]
 
 
 def test_a_file_that_cannot_be_read_is_skipped_and_counted(

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from deflow_aug.config import CLEAN, ConfigError, EncoderConfig, ModelConfig, from_dict, to_dict
+from deflow_aug.config import (
+    CLEAN,
+    ChannelStatistics,
+    ConfigError,
+    EncoderConfig,
+    ModelConfig,
+    from_dict,
+    to_dict,
+)
 
 UNUSUAL = ModelConfig(
     scale=8,
@@ -21,7 +29,12 @@ UNUSUAL = ModelConfig(
     dequantization_steps=32,
     shift_init=0.0,
     domains=("night", "scan-2"),
+    statistics={
+        "scan-2": ChannelStatistics((0.4, 0.0, 1.0), (0.2,) * 3, (0.3, 0.5, 0.6), (0.1,) * 3)
+    },
 )
+
+STATISTICS = to_dict(UNUSUAL)["statistics"]["scan-2"]
 
 
 @pytest.mark.parametrize("config", [ModelConfig(), UNUSUAL, EncoderConfig(stacked_blocks=())])
@@ -34,6 +47,48 @@ def test_settings_that_are_left_out_have_their_defaults() -> None:
     assert from_dict(ModelConfig, {}) == ModelConfig()
     config = from_dict(ModelConfig, {"encoder": {"blocks": 30}})
     assert config == ModelConfig(encoder=EncoderConfig(blocks=30))
+
+
+def test_statistics_as_json() -> None:
+    assert STATISTICS["clean_mean"] == [0.4, 0.0, 1.0]
+    assert hash(UNUSUAL) == hash(from_dict(ModelConfig, to_dict(UNUSUAL)))
+    read = from_dict(ChannelStatistics, {**STATISTICS, "clean_mean": [0, 1, 0.5]})
+    assert read.clean_mean == (0.0, 1.0, 0.5)
+    assert all(type(value) is float for value in read.clean_mean)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hue": 1}, r"unknown setting statistics\.degraded\.hue;"),
+        ({"clean_std": None}, r"statistics\.degraded\.clean_std must be of type tuple"),
+        ({"clean_std": ["a", 1, 1]}, r"statistics\.degraded\.clean_std must be of type tuple"),
+        ({"clean_std": [True, 1, 1]}, r"statistics\.degraded\.clean_std must be of type tuple"),
+        ({"clean_mean": [0.5, 0.5]}, r"clean_mean must be three numbers.*got \(0.5, 0.5\)"),
+        ({"degraded_mean": [0.5, 0.5, 98]}, "degraded_mean must be from 0 to 1, got 98.*by 255"),
+        ({"degraded_mean": [0.5, -0.1, 1]}, "degraded_mean must be from 0 to 1, got -0.1"),
+        ({"degraded_std": [0.5, 0.0, 1]}, "degraded_std must be above 0 to 1, got 0"),
+        ({"clean_std": [0.5, float("nan"), 1]}, "clean_std must be above 0 to 1, got nan"),
+    ],
+)
+def test_wrong_statistics_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(ModelConfig, {"statistics": {"degraded": {**STATISTICS, **change}}})
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        (3, "statistics must be of type dict"),
+        ({1: STATISTICS}, "statistics must be of type dict"),
+        ({"degraded": 3}, r"statistics\.degraded\.: expected a mapping"),
+        ({"degraded": {}}, r"missing setting statistics\.degraded\.clean_mean, "),
+        ({CLEAN: STATISTICS}, "given for 'clean', which is none of the degraded .*degraded"),
+    ],
+)
+def test_statistics_are_of_degraded_domains(statistics: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(ModelConfig, {"statistics": statistics})
 
 
 def test_whole_numbers_are_accepted_for_fractions() -> None:

@@ -18,15 +18,18 @@ import torch
 from reference_weights import tensor_for
 from torch import Tensor
 
+from deflow_aug.cli import main
 from deflow_aug.conditioning import ConditioningNetwork, domain_invariant
-from deflow_aug.config import ConfigError, EncoderConfig, ModelConfig
+from deflow_aug.config import ChannelStatistics, ConfigError, EncoderConfig, ModelConfig
 from deflow_aug.convert import (
     ConversionError,
     Converted,
     convert_published,
     encoder_weights,
     load_checkpoint,
+    published_statistics,
 )
+from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.model import DeFlow
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
@@ -513,3 +516,171 @@ def test_rrdb_weights_of_another_architecture() -> None:
         encoder_weights(state, replace(config, scale=8))
     with pytest.raises(ConversionError, match=r"not RRDB weights.* features\.0\.weight"):
         encoder_weights({"features.0.weight": torch.ones(1)}, config)
+
+
+# ---- channel statistics
+
+STATISTICS = ChannelStatistics(
+    (102 / 255, 0.5, 0.4), (51 / 255, 0.3, 0.25), (0.4, 0.2, 0.6), (0.1, 0.25, 0.3)
+)
+PUBLISHED_YAML = """\
+# as published: more than we need, an anchor, flow and block lists
+name: &run AIM
+path: {log: *run}
+datasets:
+  train:
+    GT_size: 160
+    normalize:
+      std_clean_lr: [1, 1, 1]
+      mean_clean_hr: [102, 127.5, 102.0]
+      std_clean_hr: [51.0, 76.5, 63.75]
+      mean_noisy_hr:
+        - 102.0
+        - 51.0
+        - 153.0
+      std_noisy_hr: [25.5, 63.75, 76.5]
+"""
+
+
+def yaml_file(folder: Path, text: str = PUBLISHED_YAML) -> Path:
+    path = folder / "published.yml"
+    path.write_text(text)
+    return path
+
+
+def test_statistics_of_a_published_file(tmp_path: Path) -> None:
+    found = published_statistics(yaml_file(tmp_path))
+    assert found == published_statistics(str(tmp_path / "published.yml"))
+    for name in ("clean_mean", "clean_std", "degraded_mean", "degraded_std"):
+        assert getattr(found, name) == pytest.approx(getattr(STATISTICS, name)), name
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (PUBLISHED_YAML, "", "no channel statistics: datasets is missing"),
+        (PUBLISHED_YAML, "- 3", "no channel statistics: datasets is missing"),
+        (PUBLISHED_YAML, "datasets: 3", r"datasets\.train is missing"),
+        ("normalize:", "normalise:", r"datasets\.train\.normalize is missing.*need none"),
+        ("mean_clean_hr", "mean", r"normalize\.mean_clean_hr must be .* got nothing"),
+        ("25.5, 63.75, 76.5", "25.5, 63.75", r"std_noisy_hr must be .* got \[25\.5, 63\.75\]"),
+        ("25.5, 63.75, 76.5", "a, b, c", r"std_noisy_hr must be .* got \['a', 'b', 'c'\]"),
+        ("[25.5, 63.75, 76.5]", "25.5", r"std_noisy_hr must be .* got 25\.5"),
+        ("25.5, 63.75, 76.5", "0, 1, 1", "degraded_std must be above 0 to 1, got 0"),
+        ("[102, 127.5", "[256, 127.5", "clean_mean must be from 0 to 1, got 1.0"),
+        ("[51.0", "[51.0]]", "not a YAML file of plain values: .*line 8"),
+        ("GT_size: 160", "GT_size: !!python/name:os.system", "plain values: .*python/name"),
+        ("GT_size: 160", "GT_size: !size 160", "plain values: .*!size"),
+        ("GT_size: 160", "GT_size: *nobody", "plain values: .*nobody"),
+    ],
+)
+def test_files_without_usable_statistics(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    path = yaml_file(tmp_path, PUBLISHED_YAML.replace(old, new))
+    with pytest.raises(ConversionError, match=problem) as caught:
+        published_statistics(path)
+    assert "published.yml" in str(caught.value)
+
+
+def test_binary_and_absent_files_have_no_statistics(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(np.random.default_rng(0).bytes(300))
+    with pytest.raises(ConversionError, match=r"w\.pth is not a YAML file"):
+        published_statistics(tmp_path / "w.pth")
+    with pytest.raises(FileNotFoundError):
+        published_statistics(tmp_path / "absent.yml")
+
+
+# ---- on the command line
+
+
+def checkpoint(folder: Path, config: ModelConfig, factor: float) -> Path:
+    """A published file of gentle weights, whose M is ``factor`` times what is random."""
+    model = randomized(config)
+    for name, parameter in model.named_parameters():
+        parameter.data *= factor if name.endswith(".factor") else 0.3
+    torch.save(export(model), folder / "published.pth")
+    return folder / "published.pth"
+
+
+X8 = small(scale=8, levels=3)
+
+
+def test_results_of_a_converted_model_get_its_statistics(tmp_path: Path) -> None:
+    file = checkpoint(tmp_path, X8, 0.1)
+    convert = ["convert", str(file)]
+    flags: list[str] = []
+    for name in ("clean_mean", "clean_std", "degraded_mean", "degraded_std"):
+        flags += [f"--{name}", *map(str, getattr(STATISTICS, name))]
+    assert main([*convert, f"--output={tmp_path / 'plain'}"]) == 0
+    yaml = f"--statistics={yaml_file(tmp_path)}"
+    assert main([*convert, f"--output={tmp_path / 'yaml'}", yaml]) == 0
+    assert main([*convert, f"--output={tmp_path / 'flags'}", *flags]) == 0
+    config = json.loads((tmp_path / "flags" / "config.json").read_text())
+    assert config["model"]["statistics"]["degraded"]["degraded_mean"] == [0.4, 0.2, 0.6]
+
+    plain, by_yaml, by_flags = (
+        DeFlowDegrader.from_pretrained(tmp_path / name, device="cpu", dequantize=True)
+        for name in ("plain", "yaml", "flags")
+    )
+    assert plain.model.config == X8
+    assert by_flags.model.config == replace(X8, statistics={"degraded": STATISTICS})
+    image = 0.4 + 0.2 * torch.rand(2, 3, 13, 16, generator=torch.Generator().manual_seed(0))
+    mean, std, to_mean, to_std = (
+        torch.tensor(getattr(STATISTICS, name))[:, None, None]
+        for name in ("clean_mean", "clean_std", "degraded_mean", "degraded_std")
+    )
+    for temperature in (0.0, 0.5, [1.0, 0.3]):
+        decoded = plain.degrade(image, temperature, 2, seed=[1, 2])
+        assert 0 < decoded.min() < decoded.max() < 1  # what is clamped does not tell
+        expected = ((decoded - mean) / std * to_std + to_mean).clamp(0, 1)
+        assert by_flags.degrade(image, temperature, 2, seed=[1, 2]).equal(expected)
+        close = by_yaml.degrade(image, temperature, 2, seed=[1, 2])
+        torch.testing.assert_close(close, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (["--statistics={yaml}", "--clean_mean", "0", "0", "0"], "not both"),
+        (["--clean_mean", "0", "0", "0"], "missing: --clean_std, --degraded_mean, --degraded_std"),
+        (["--statistics={none}"], "none.yml"),
+        (["--statistics={pth}"], "not a YAML file"),
+    ],
+)
+def test_statistics_that_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], problem: str
+) -> None:
+    file = checkpoint(tmp_path, X8, 0.0)
+    places = {"yaml": yaml_file(tmp_path), "none": tmp_path / "none.yml", "pth": file}
+    words = [word.format(**places) for word in more]
+    assert main(["convert", str(file), f"--output={tmp_path / 'w'}", *words]) == 2
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("factor", "note", "warned"),
+    [
+        (0.0, "Its M is zero: .*dequantize", True),
+        (1e-3, "Its M is nearly zero .*Sigma.*dequantize", True),
+        (1.0, r"Its M is not zero .*Sigma = M M\^T in each latent: 0\.\d+, ", False),
+    ],
+)
+def test_the_card_and_info_tell_of_this_m(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    factor: float,
+    note: str,
+    warned: bool,
+) -> None:
+    file = checkpoint(tmp_path, X8, factor)
+    assert main(["convert", str(file), f"--output={tmp_path / 'w'}"]) == 0
+    assert re.search(note, (tmp_path / "w" / "README.md").read_text())
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "w")]) == 0
+    told = capsys.readouterr().out
+    warning = told.partition("warning: ")[2]
+    assert bool(warning) == warned
+    assert told.count("; collapsed") == 2 * warned
+    if warned:
+        words = ("dequantisation noise", "--dequantize", "dequantize=True", "shift_init > 0")
+        assert all(word in warning for word in words)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from deflow_aug import DeFlowDegrader
+from deflow_aug.config import ChannelStatistics
 from deflow_aug.images import unpack
 
 
@@ -328,6 +329,19 @@ def test_published_models_vary_by_dequantization_alone() -> None:
         assert 0.4 * width < difference(noisy, without) < 0.6 * width
 
 
+def test_each_sample_has_its_own_dequantization_noise() -> None:
+    """The only randomness of published models."""
+    model = small_model()
+    for shift in model.shifts:
+        shift.factor.data.zero_()
+    degrader = DeFlowDegrader(model, device="cpu", dequantize=True)
+    image = tensor(3, 8, 8)
+    samples = degrader.degrade(image, n_samples=3, seed=1)
+    for i in range(3):
+        assert difference(samples[i], samples[i - 1]) > 1e-4
+    assert samples[0].equal(degrader.degrade(image, seed=1))
+
+
 def global_states() -> list[Any]:
     legacy = np.random.get_state()  # noqa: NPY002
     return [random.getstate(), legacy[1].tolist(), legacy[2], torch.get_rng_state().tolist()]
@@ -483,7 +497,7 @@ def test_degraded_latents_have_the_moments_of_the_shift() -> None:
 
 
 def test_restored_latents_have_the_moments_of_the_posterior() -> None:
-    model = small_model(shift_init=0.03)
+    model = small_model(shift_init=0.01)
     degrader = DeFlowDegrader(model, device="cpu", conditioning_noise=False)
     x = FLAT
     samples = degrader.restore(x, n_samples=60, seed=1)
@@ -672,3 +686,84 @@ def test_bad_images(
 ) -> None:
     with pytest.raises(error, match=message):
         getattr(degrader, method)(image)
+
+
+# -- channel statistics ------------------------------------------------------------------------
+
+STATISTICS = ChannelStatistics((0.5, 0.5, 0.4), (0.2, 0.3, 0.25), (0.4, 0.45, 0.5), (0.1, 0.2, 0.3))
+
+
+def coloured(**settings: Any) -> DeFlowDegrader:
+    """Its domain "night" has statistics, "day" has none."""
+    model = small_model(domains=("night", "day"), statistics={"night": STATISTICS})
+    return DeFlowDegrader(model, device="cpu", **settings)
+
+
+def mapped(x: Tensor, back: bool = False) -> Tensor:
+    """Images [..., 3, H, W] from clean to degraded colours, or back; not clamped."""
+    mean, std, to_mean, to_std = (
+        torch.tensor(values)[:, None, None]
+        for values in (
+            STATISTICS.clean_mean,
+            STATISTICS.clean_std,
+            STATISTICS.degraded_mean,
+            STATISTICS.degraded_std,
+        )
+    )
+    if back:
+        mean, std, to_mean, to_std = to_mean, to_std, mean, std
+    return (x - mean) / std * to_std + to_mean
+
+
+def test_degraded_images_get_the_statistics_of_their_domain(two_domains: DeFlowDegrader) -> None:
+    degrader = coloured()
+    batch = tensor(2, 3, 7, 9)
+    arguments: dict[str, Any] = {"temperature": [1.0, 0.3], "n_samples": 2, "seed": [1, 2]}
+    plain = two_domains.degrade(batch, **arguments, domain="night")
+    assert 0 < plain.min() < plain.max() < 1  # no colour is lost
+    result = degrader.degrade(batch, **arguments, domain="night")
+    assert result.equal(mapped(plain).clamp(0, 1))
+    day = degrader.degrade(batch, **arguments, domain="day")
+    assert day.equal(two_domains.degrade(batch, **arguments, domain="day"))
+
+
+def test_temperature_zero_still_maps_the_colours() -> None:
+    degrader = coloured(dequantize=True)
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = mapped(image).clamp(0, 1)
+    assert_close(degrader.degrade(image, 0, domain="night"), expected, rtol=0, atol=1e-5)
+    assert_close(degrader.degrade(image, 0, domain="day"), image, rtol=0, atol=1e-5)
+
+
+def test_alpha_has_no_statistics() -> None:
+    image = stored("uint8", 6, 9, 4)
+    result = coloured().degrade(image, 0, domain="night")
+    assert np.array_equal(result[..., 3], image[..., 3])
+    expected = mapped(torch.from_numpy(image[..., :3]).permute(2, 0, 1) / 255).permute(1, 2, 0)
+    assert np.abs(result[..., :3] - expected.numpy() * 255).max() < 0.51
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_degraded_images_are_matched_before_they_are_restored(
+    two_domains: DeFlowDegrader, mean: bool
+) -> None:
+    degrader = coloured()
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    matched = mapped(image, back=True)
+    assert matched.min() < 0
+    matched = matched.clamp(0, 1)
+    result = degrader.restore(image, seed=1, mean=mean, domain="night")
+    assert result.equal(two_domains.restore(matched, seed=1, mean=mean, domain="night"))
+    result = degrader.restore(image, seed=1, mean=mean, domain="day")
+    assert result.equal(two_domains.restore(image, seed=1, mean=mean, domain="day"))
+    bits = degrader.log_prob(image, "night")
+    assert bits == two_domains.log_prob(matched, "night")
+    for domain in ("day", "clean"):
+        assert degrader.log_prob(image, domain) == two_domains.log_prob(image, domain)
+
+
+def test_statistics_are_saved(tmp_path: Path) -> None:
+    coloured().save_pretrained(tmp_path / "w")
+    config = DeFlowDegrader.from_pretrained(tmp_path / "w", device="cpu").model.config
+    assert config.statistics == {"night": STATISTICS}
+    assert "domain night get its channel statistics" in (tmp_path / "w" / "README.md").read_text()

@@ -27,10 +27,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--samples", type=int, default=1, help="degraded versions of each photo")
     parser.add_argument(
-        "--temperature", type=float, default=1.0, help="strength; 0 changes nothing"
+        "--temperature", type=float, default=1.0, help="strength; 0 adds no degradation"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="the same seed gives a photo the same result"
+    )
+    parser.add_argument(
+        "--dequantize",
+        action="store_true",
+        help="add seeded dequantisation noise before encoding: the randomness of published models",
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
@@ -49,7 +54,9 @@ def run(arguments: Namespace) -> int:
     # Only now, so that wrong arguments are told at once.
     from deflow_aug.degrader import DeFlowDegrader
 
-    degrader = DeFlowDegrader.from_pretrained(arguments.weights, device=arguments.device)
+    degrader = DeFlowDegrader.from_pretrained(
+        arguments.weights, device=arguments.device, dequantize=arguments.dequantize
+    )
     failed = 0
     for source, relative in tqdm(jobs, desc="degrading", unit="photo"):
         try:

@@ -36,15 +36,21 @@ def run(arguments: Namespace) -> int:
         for key, value in values.items():
             print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
     print("latent shift u ~ N(mu, Sigma)")
-    collapsed = False
-    for number, shift in enumerate(model.domain_shifts()):
-        for index, domain in enumerate(model.config.domains, start=1):
-            health = ShiftHealth.of(shift, index)
-            collapsed |= health.collapsed
-            print(f"  {domain}, latent {number}: {health}")
+    collapsed = []
+    for index, domain in enumerate(model.config.domains, start=1):
+        healths = [ShiftHealth.of(shift, index) for shift in model.domain_shifts()]
+        for number, health in enumerate(healths):
+            note = "; collapsed" * health.collapsed
+            print(f"  {domain}, latent {number}: {health}{note}")
+        if all(health.collapsed for health in healths):
+            collapsed.append(domain)
     if collapsed:
         print(
-            "warning: Sigma has collapsed: u is a constant, so samples of one image differ only "
-            "by dequantisation noise (if that is switched on). Train with shift_init > 0."
+            f"warning: Sigma has collapsed ({', '.join(collapsed)}): M is zero or nearly so, "
+            "and the latents of every image are shifted by the same amount. Samples of one image "
+            "differ only by dequantisation noise, and without that hardly at all. To switch it on: "
+            "'deflow-aug degrade --dequantize', or "
+            "DeFlowDegrader.from_pretrained(..., dequantize=True). To learn real randomness: "
+            "'deflow-aug train' a new model with shift_init > 0, as is the default."
         )
     return 0

@@ -27,6 +27,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in --output"
     )
+    parser.add_argument(
+        "--encoder_weights",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="RRDB (ESRGAN) weights, .pth or .safetensors, that the conditioning network of a new "
+        "run starts from; model.encoder must have their channels, growth and blocks",
+    )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings")
     parser.add_class_arguments(Recipe, nested_key=None)
 
@@ -65,7 +73,8 @@ def run(arguments: Namespace) -> int:
     for name, crops in domains.items():
         print(f"{name}: {len(crops.files)} images")
     batches = UnpairedBatches(domains, recipe.batch_size, recipe.seed)
-    trainer = Trainer(recipe, batches, output, torch.device(device))
+    encoder = None if arguments.encoder_weights is None else Path(arguments.encoder_weights)
+    trainer = Trainer(recipe, batches, output, torch.device(device), encoder)
     if trainer.step:
         print(f"resumed at step {trainer.step}")
     sheet = SampleSheet(domains, recipe.seed)
@@ -92,8 +101,10 @@ def _release(trainer: Trainer, domains: dict[str, Any], output: Path) -> None:
 
     recipe = to_dict(trainer.recipe)
     del recipe["model"]  # it stands in config.json already
-    training = {
+    training: dict[str, Any] = {
         "data": {name: {"images": len(crops.files)} for name, crops in domains.items()},
         "recipe": recipe,
     }
+    if trainer.encoder is not None:
+        training["encoder_weights"] = trainer.encoder
     DeFlowDegrader(trainer.average, training=training, device="cpu").save_pretrained(output)

@@ -21,13 +21,23 @@ class CheckpointError(ValueError):
 
 
 def save(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], recipe: Mapping[str, object]
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    recipe: Mapping[str, object],
+    start: str | None = None,
 ) -> Path:
-    """Write ``step-XXXXXXXX.safetensors`` under a temporary name, rename it, drop older ones."""
+    """Write ``step-XXXXXXXX.safetensors`` under a temporary name, rename it, drop older ones.
+
+    Args:
+        start: name of the weights that the run started from, if it did.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.safetensors"
     temporary = path.with_suffix(".partial")
     metadata = {"step": str(step), "recipe": json.dumps(recipe, sort_keys=True)}
+    if start is not None:
+        metadata["start"] = start
     try:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata)
         with open(temporary, "rb+") as file:
@@ -46,8 +56,8 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(path: Path) -> tuple[int, dict[str, Tensor], dict[str, object]]:
-    """Step, tensors and recipe of a checkpoint.
+def load(path: Path) -> tuple[int, dict[str, Tensor], dict[str, object], str | None]:
+    """Step, tensors, recipe and start of a checkpoint, as :func:`save` got them.
 
     Raises:
         CheckpointError: if the file is not a checkpoint that :func:`save` wrote.
@@ -57,7 +67,8 @@ def load(path: Path) -> tuple[int, dict[str, Tensor], dict[str, object]]:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             metadata = json.loads(file.read(length))["__metadata__"]
-        return int(metadata["step"]), tensors, json.loads(metadata["recipe"])
+        step, recipe = int(metadata["step"]), json.loads(metadata["recipe"])
+        return step, tensors, recipe, metadata.get("start")
     except (SafetensorError, KeyError, ValueError, struct.error) as error:
         raise CheckpointError(
             f"{path} is not a usable checkpoint ({error}); remove it to go on from the one before"

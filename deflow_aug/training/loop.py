@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from deflow_aug import randomness
-from deflow_aug.config import to_dict
+from deflow_aug.config import from_dict, to_dict
+from deflow_aug.convert import encoder_weights, load_checkpoint
 from deflow_aug.data.unpaired import UnpairedBatches
 from deflow_aug.model import DeFlow, channels_last
 from deflow_aug.randomness import Stream
@@ -49,10 +50,24 @@ class Trainer:
         batches: training data.
         output: folder of checkpoints and of the log; a checkpoint found there is taken up.
         device: where to train.
+        encoder: file of RRDB (ESRGAN) weights that the conditioning network starts from. Not read
+            where a checkpoint is taken up: it has been part of that run, or has not.
+
+    Raises:
+        deflow_aug.convert.ConversionError: ``encoder`` holds no RRDB weights, or not those of the
+            recipe's architecture.
     """
 
+    encoder: str | None
+    """Name of the file that the conditioning network started from, in whichever session."""
+
     def __init__(
-        self, recipe: Recipe, batches: UnpairedBatches, output: Path, device: torch.device
+        self,
+        recipe: Recipe,
+        batches: UnpairedBatches,
+        output: Path,
+        device: torch.device,
+        encoder: Path | None = None,
     ) -> None:
         self.recipe, self.batches, self.output, self.device = recipe, batches, output, device
         self.step = self.skipped = self.skipped_in_a_row = 0
@@ -68,6 +83,10 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.lr)
         newest = checkpoints.latest(output / "checkpoints")
         if newest is None:
+            self.encoder = None if encoder is None else encoder.name
+            if encoder is not None:
+                start = encoder_weights(load_checkpoint(encoder), recipe.model)
+                self.model.conditioning.load_state_dict(start)
             self._initialize()
         else:
             self._resume(newest)
@@ -99,7 +118,8 @@ class Trainer:
         tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
         tensors |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
         tensors |= checkpoints.pack_optimizer(self.optimizer, self.names)
-        checkpoints.save(self.output / "checkpoints", self.step, tensors, to_dict(self.recipe))
+        folder = self.output / "checkpoints"
+        checkpoints.save(folder, self.step, tensors, to_dict(self.recipe), self.encoder)
 
     def _train_step(self) -> Progress:
         started = time.perf_counter()
@@ -146,6 +166,7 @@ class Trainer:
             tensor.to(self.device, memory_format=torch.channels_last)
             for tensor in (images, dequantization, noise)
         )
+        images = self.model.match_colours(images, domains)
         return images, list(domains), dequantization, noise
 
     def _initialize(self) -> None:
@@ -164,8 +185,9 @@ class Trainer:
             mean.lerp_(value, 1 - decay)
 
     def _resume(self, path: Path) -> None:
-        step, tensors, recipe = checkpoints.load(path)
-        mine = to_dict(self.recipe)
+        step, tensors, stored, self.encoder = checkpoints.load(path)
+        # By way of a Recipe, for a checkpoint from before a setting existed has its default.
+        recipe, mine = to_dict(from_dict(Recipe, stored)), to_dict(self.recipe)
         changed = sorted(k for k in mine if k != "steps" and recipe.get(k) != mine[k])
         if changed:
             raise checkpoints.CheckpointError(

@@ -16,7 +16,9 @@ class Recipe:
         steps: optimiser steps.
         batch_size: crops in a step, of all domains together.
         crop: side of the training crops, a multiple of the model's ``size_multiple``.
-        lr: Adam's learning rate; halved at 50, 75, 90 and 95 % of the steps (paper, section 5.4).
+        lr: Adam's learning rate.
+        halve_lr_at: shares of the steps after which it is halved; in the paper (section 5.4) at
+            0.5, 0.75, 0.9 and 0.95.
         warmup: steps over which the learning rate rises linearly.
         clip_norm: gradients are scaled down to this norm.
         average: decay of the moving average of the weights; the average is what is released.
@@ -33,14 +35,15 @@ class Recipe:
             split_levels=(),
             hidden=32,
             encoder=EncoderConfig(channels=32, growth=16, blocks=4, stacked_blocks=(1,)),
-            dequantization_steps=24,
-            shift_init=0.7,
+            dequantization_steps=20,
+            shift_init=0.8,
         )
     )
-    steps: int = 2400
+    steps: int = 2000
     batch_size: int = 4
     crop: int = 48
     lr: float = 8e-4
+    halve_lr_at: tuple[float, ...] = ()
     warmup: int = 100
     clip_norm: float = 10.0
     average: float = 0.999
@@ -71,5 +74,5 @@ class Recipe:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step 0, 1, ..."""
-        halvings = sum(step >= fraction * self.steps for fraction in (0.5, 0.75, 0.9, 0.95))
+        halvings = sum(step >= share * self.steps for share in self.halve_lr_at)
         return self.lr * 0.5**halvings * min(1.0, (step + 1) / (self.warmup + 1))

@@ -55,7 +55,8 @@ class SampleSheet:
                 shifted = model.degrade(
                     latents, draws, [domain] * ROWS, torch.ones(ROWS, device=device)
                 )
-                sample = model.decode(shifted, features).clamp(0, 1).cpu()
+                decoded = model.decode(shifted, features)
+                sample = model.unmatch_colours(decoded, [domain] * ROWS).clamp(0, 1).cpu()
                 columns.append((sample * 255).round().byte().permute(0, 2, 3, 1).numpy())
             columns.append(self.crops[domain])
         path.parent.mkdir(parents=True, exist_ok=True)
