@@ -39,7 +39,7 @@ class Recipe:
             shift_init=0.8,
         )
     )
-    steps: int = 2000
+    steps: int = 1600
     batch_size: int = 4
     crop: int = 48
     lr: float = 8e-4
