@@ -120,6 +120,7 @@ class DeFlowDegrader(ModelHubMixin):
         self,
         save_directory: str | os.PathLike[str],
         *,
+        half: bool = False,
         repo_id: str | None = None,
         push_to_hub: bool = False,
         config: None = None,
@@ -132,6 +133,8 @@ class DeFlowDegrader(ModelHubMixin):
 
         Args:
             save_directory: the folder; it is made if need be.
+            half: store the weights in float16: half the size, and a little rounding. Loaded, they
+                are float32 again.
             repo_id, push_to_hub, push_to_hub_kwargs: as in ``huggingface_hub.ModelHubMixin``.
             config, model_card_kwargs: not used; the mixin's :meth:`push_to_hub` passes them.
 
@@ -140,7 +143,8 @@ class DeFlowDegrader(ModelHubMixin):
         """
         # In place of the mixin's method, which deletes the old config.json before it saves.
         folder = Path(save_directory)
-        hub.save(folder, hub.Pretrained(self.model, self.training_info), deflow_aug.__version__)
+        pretrained = hub.Pretrained(self.model, self.training_info)
+        hub.save(folder, pretrained, deflow_aug.__version__, half=half)
         card = folder / "README.md"
         if not card.exists():
             self.generate_model_card().save(card)

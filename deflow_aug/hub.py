@@ -175,8 +175,13 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], source: object) ->
     return model.eval()
 
 
-def save(folder: Path, pretrained: Pretrained, library_version: str) -> None:
-    """Write ``config.json`` and ``model.safetensors``, each under a temporary name first."""
+def save(folder: Path, pretrained: Pretrained, library_version: str, *, half: bool = False) -> None:
+    """Write ``config.json`` and ``model.safetensors``, each under a temporary name first.
+
+    Args:
+        half: store the weights in float16. The file is half as large, and what is loaded from it
+            (always float32) differs by that rounding.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     values = {
         "format_version": FORMAT_VERSION,
@@ -185,7 +190,10 @@ def save(folder: Path, pretrained: Pretrained, library_version: str) -> None:
         "training": pretrained.training,
     }
     tensors = {
-        name: tensor.detach().cpu().contiguous()
+        name: tensor.detach()
+        .cpu()
+        .to(torch.float16 if half and tensor.is_floating_point() else tensor.dtype)
+        .contiguous()
         for name, tensor in pretrained.model.state_dict().items()
     }
     weights = folder / f".{SAFETENSORS_SINGLE_FILE}.partial"
@@ -193,6 +201,7 @@ def save(folder: Path, pretrained: Pretrained, library_version: str) -> None:
     try:
         save_file(tensors, weights, {"format": "pt"})
         config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        weights.chmod(config.stat().st_mode)  # safetensors lets nobody else read its files
         os.replace(weights, folder / SAFETENSORS_SINGLE_FILE)
         os.replace(config, folder / CONFIG_NAME)
     finally:

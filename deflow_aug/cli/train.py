@@ -96,7 +96,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _release(trainer: Trainer, domains: dict[str, Any], output: Path) -> None:
-    """Write the averaged weights as a folder that from_pretrained loads."""
+    """Write the averaged weights, in float16, as a folder that from_pretrained loads."""
     from deflow_aug.degrader import DeFlowDegrader
 
     recipe = to_dict(trainer.recipe)
@@ -107,4 +107,6 @@ def _release(trainer: Trainer, domains: dict[str, Any], output: Path) -> None:
     }
     if trainer.encoder is not None:
         training["encoder_weights"] = trainer.encoder
-    DeFlowDegrader(trainer.average, training=training, device="cpu").save_pretrained(output)
+    degrader = DeFlowDegrader(trainer.average, training=training, device="cpu")
+    # The moving average knows its weights no better than float16 does.
+    degrader.save_pretrained(output, half=True)
