@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,13 +19,16 @@ import deflow_aug
 from deflow_aug import hub, randomness
 from deflow_aug.card import model_card
 from deflow_aug.config import CLEAN
+from deflow_aug.devices import resolve
 from deflow_aug.images import unpack
-from deflow_aug.model import DeFlow
+from deflow_aug.model import DeFlow, channels_last
 from deflow_aug.randomness import Stream
 from deflow_aug.resize import pad_to_multiple
 
 Images = Image.Image | NDArray[Any] | Tensor
 Seed = int | Sequence[int] | None
+
+EIGHT_BIT_STEPS = 255
 
 
 class DeFlowDegrader(ModelHubMixin):
@@ -166,10 +170,7 @@ class DeFlowDegrader(ModelHubMixin):
 
     def to(self, device: str | torch.device) -> DeFlowDegrader:
         """Move the model; returns itself."""
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model.to(torch.device(device))
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self.model).to(resolve(device))
         return self
 
     # -- sampling --------------------------------------------------------------------------
@@ -241,8 +242,8 @@ class DeFlowDegrader(ModelHubMixin):
     def log_prob(self, img: Images, domain: str = "clean") -> Any:
         """log2-probability of images per dimension (3 H W), given h(x) without noise.
 
-        The probability is that of the quantisation bin of ``model.config.dequantization_steps``
-        steps, taken as the density at its centre times its width. An image whose sides are not
+        The probability is that of an 8-bit image: the density at the centre of its bin times the
+        bin's width, 1/255, whatever noise the model was trained with. An image whose sides are not
         multiples of ``model.config.size_multiple`` is padded, and its padding counts. Of a domain
         with channel statistics, it is the probability of the image in matched colours.
 
@@ -257,6 +258,8 @@ class DeFlowDegrader(ModelHubMixin):
         pixels = self._prepare(unpack(img).pixels)
         domains = [domain] * len(pixels)
         bits = -self.model.nll(self.model.match_colours(pixels, domains), domains)
+        # nll is of the bins of training.
+        bits = bits + math.log2(self.model.config.dequantization_steps / EIGHT_BIT_STEPS)
         if isinstance(img, Tensor) and img.ndim == 4:
             return bits.to(img.device)
         if isinstance(img, np.ndarray) and img.ndim == 4:

@@ -68,7 +68,10 @@ def find_weights(name: str | os.PathLike[str], **download: Any) -> tuple[Path, P
     """
     text = os.fspath(name)
     bundled = bundled_weights()
-    folder = Path(text) if Path(text).is_dir() else bundled.get(text)
+    folder: Path | None = Path(text)
+    # A folder of photographs that happens to have the name of bundled weights is not meant.
+    if not Path(text).is_dir() or (text in bundled and not (Path(text) / CONFIG_NAME).is_file()):
+        folder = bundled.get(text)
     if folder is not None:
         if download.get("revision") is not None:
             raise WeightsError(

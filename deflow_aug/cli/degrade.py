@@ -7,6 +7,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
@@ -51,7 +52,6 @@ def run(arguments: Namespace) -> int:
     jobs = list(_jobs([Path(photo) for photo in arguments.photos]))
     _check_targets(jobs, output, arguments.samples)
 
-    # Only now, so that wrong arguments are told at once.
     from deflow_aug.degrader import DeFlowDegrader
 
     degrader = DeFlowDegrader.from_pretrained(
@@ -60,7 +60,7 @@ def run(arguments: Namespace) -> int:
     failed = 0
     for source, relative in tqdm(jobs, desc="degrading", unit="photo"):
         try:
-            image = read_image(source)
+            image = _read(source)
             if isinstance(image, Image.Image) and image.mode in ("CMYK", "LAB"):
                 image = image.convert("RGB")  # PNG holds no others
             samples = degrader.degrade(
@@ -73,8 +73,9 @@ def run(arguments: Namespace) -> int:
                 target = _target(output, relative, number, arguments.samples)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_image(sample, target)
-        except (UnreadableImageError, ValueError, FileNotFoundError, RuntimeError) as error:
+        except (UnreadableImageError, ValueError, RuntimeError, MemoryError) as error:
             # RuntimeError is what torch raises when memory runs out: a smaller photo may still fit.
+            # Other OSErrors come from writing (a full disk) and concern all photos.
             failed += 1
             tqdm.write(f"skipped {source}: {error}", file=sys.stderr)
     done = len(jobs) - failed
@@ -83,6 +84,14 @@ def run(arguments: Namespace) -> int:
         + f", {failed} skipped" * bool(failed)
     )
     return 0 if not failed else 1 if done else 2
+
+
+def _read(source: Path) -> Any:
+    """The photo; whatever keeps it from being read is an UnreadableImageError."""
+    try:
+        return read_image(source)
+    except (OSError, ImportError) as error:
+        raise UnreadableImageError(str(error)) from error
 
 
 def _jobs(photos: list[Path]) -> Iterator[tuple[Path, Path]]:
@@ -107,13 +116,16 @@ def _target(output: Path, relative: Path, number: int, samples: int) -> Path:
 
 
 def _check_targets(jobs: list[tuple[Path, Path]], output: Path, samples: int) -> None:
-    """No result may overwrite an input or another result."""
+    """No result may overwrite a photo or another result."""
     inputs = {source.resolve() for source, _ in jobs}
+    folders = {path.parent for path in inputs}
     owners: dict[Path, Path] = {}
     for source, relative in jobs:
         for number in range(samples):
             target = _target(output, relative, number, samples)
-            if target.resolve() in inputs:
+            # A file of that name beside the photos is taken for a photo too.
+            place = target.resolve()
+            if place in inputs or (place.parent in folders and place.exists()):
                 raise ValueError(
                     f"{target} would overwrite an input; choose another --output folder"
                 )

@@ -44,17 +44,23 @@ def run(arguments: Namespace) -> int:
     recipe = from_dict(Recipe, {field.name: values[field.name] for field in fields(Recipe)})
     clean, degraded = Path(arguments.clean), Path(arguments.degraded)
     output = Path(arguments.output)
+    if len(recipe.model.domains) != 1:
+        raise ValueError(
+            f"one degraded domain can be trained so far, got model.domains {recipe.model.domains}"
+        )
     if clean.resolve() == degraded.resolve():
         raise ValueError(f"--clean and --degraded are the same folder, {clean}")
 
-    import torch
-
     from deflow_aug.data.unpaired import CropFolder, UnpairedBatches
+    from deflow_aug.devices import resolve
     from deflow_aug.training.checkpoints import latest
     from deflow_aug.training.loop import Trainer
     from deflow_aug.training.samples import SampleSheet
 
+    device = resolve(arguments.device)
     found = latest(output / "checkpoints")
+    if found is None and (output / "config.json").exists():
+        raise FileExistsError(f"{output} holds weights already; choose another --output folder")
     if found is not None and not arguments.resume:
         raise FileExistsError(
             f"{output} holds a checkpoint ({found.name}); give --resume to go on from it, or "
@@ -62,9 +68,6 @@ def run(arguments: Namespace) -> int:
         )
     if found is None and arguments.resume:
         warnings.warn(f"no checkpoint in {output}: starting anew", stacklevel=1)
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     names = (CLEAN, *recipe.model.domains)
     domains = {
         name: CropFolder(folder, recipe.crop, recipe.model.scale)
@@ -74,7 +77,7 @@ def run(arguments: Namespace) -> int:
         print(f"{name}: {len(crops.files)} images")
     batches = UnpairedBatches(domains, recipe.batch_size, recipe.seed)
     encoder = None if arguments.encoder_weights is None else Path(arguments.encoder_weights)
-    trainer = Trainer(recipe, batches, output, torch.device(device), encoder)
+    trainer = Trainer(recipe, batches, output, device, encoder)
     if trainer.step:
         print(f"resumed at step {trainer.step}")
     sheet = SampleSheet(domains, recipe.seed)
@@ -102,7 +105,10 @@ def _release(trainer: Trainer, domains: dict[str, Any], output: Path) -> None:
     recipe = to_dict(trainer.recipe)
     del recipe["model"]  # it stands in config.json already
     training: dict[str, Any] = {
-        "data": {name: {"images": len(crops.files)} for name, crops in domains.items()},
+        "data": {
+            name: {"folder": crops.folder.name, "images": len(crops.files), "pixels": crops.pixels}
+            for name, crops in domains.items()
+        },
         "recipe": recipe,
     }
     if trainer.encoder is not None:
@@ -110,3 +116,5 @@ def _release(trainer: Trainer, domains: dict[str, Any], output: Path) -> None:
     degrader = DeFlowDegrader(trainer.average, training=training, device="cpu")
     # The moving average knows its weights no better than float16 does.
     degrader.save_pretrained(output, half=True)
+    # Written anew: one that is there comes from before this run was resumed.
+    degrader.generate_model_card().save(output / "README.md")

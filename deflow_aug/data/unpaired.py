@@ -27,7 +27,7 @@ class CropFolder:
     """Random aligned crops of the images in a folder, as 8-bit RGB.
 
     Every file is opened once at the start: those that cannot be read are left out with one
-    warning that names them. Decoded images are kept up to ``CACHE_BYTES``.
+    warning that names them. Decoded images are kept up to ``CACHE_BYTES`` a folder.
 
     Args:
         folder: searched recursively.
@@ -39,7 +39,8 @@ class CropFolder:
     """
 
     def __init__(self, folder: Path, crop: int, align: int) -> None:
-        self.crop, self.align = crop, align
+        self.folder, self.crop, self.align = folder, crop, align
+        self.pixels = 0  # of all images together
         self.cache: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
         self.cached_bytes = 0
         files = find_images(folder)
@@ -56,6 +57,7 @@ class CropFolder:
                 small.append(path.name)
             else:
                 self.files.append(path)
+                self.pixels += pixels.shape[0] * pixels.shape[1]
         if broken:
             warnings.warn(
                 f"{len(broken)} of {len(files)} files in {folder} cannot be read and are left out: "

@@ -143,11 +143,17 @@ class Conv1x1(Invertible):
         return inverse.to(self.log_s.dtype)
 
     def encode(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        z = F.conv2d(x, self.weight()[:, :, None, None])
+        z = _mix(x, self.weight())
         return z, per_image(self.log_s.sum() * pixels(x), x)
 
     def decode(self, z: Tensor, features: Tensor) -> Tensor:
-        return F.conv2d(z, self.inverse_weight()[:, :, None, None])
+        return _mix(z, self.inverse_weight())
+
+
+def _mix(x: Tensor, weight: Tensor) -> Tensor:
+    """weight @ x at every position."""
+    # Not conv2d: that computes in TF32 on GPUs, and with it this layer would not invert exactly.
+    return F.linear(x.movedim(1, -1), weight).movedim(-1, 1)
 
 
 def _channels(x: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ from deflow_aug.training.recipe import Recipe
 INITIALIZATION_BATCHES = 4
 MAX_SKIPPED_IN_A_ROW = 50
 
+MAY_CHANGE = {"steps", "checkpoint_every", "sample_every"}
+"""Settings that a resumed run may have other values of."""
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to do."""
@@ -72,7 +75,8 @@ class Trainer:
         self.recipe, self.batches, self.output, self.device = recipe, batches, output, device
         self.step = self.skipped = self.skipped_in_a_row = 0
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
+            # Not torch.manual_seed, which would seed the GPUs of whoever calls as well.
+            torch.default_generator.manual_seed(recipe.seed)
             model = DeFlow(recipe.model)
         # Channels last is what the convolution kernels of CPUs and GPUs are fastest in.
         self.model = channels_last(model).to(device)
@@ -188,7 +192,11 @@ class Trainer:
         step, tensors, stored, self.encoder = checkpoints.load(path)
         # By way of a Recipe, for a checkpoint from before a setting existed has its default.
         recipe, mine = to_dict(from_dict(Recipe, stored)), to_dict(self.recipe)
-        changed = sorted(k for k in mine if k != "steps" and recipe.get(k) != mine[k])
+        changed = sorted(k for k in mine.keys() - MAY_CHANGE if recipe.get(k) != mine[k])
+        if step > self.recipe.steps:
+            raise checkpoints.CheckpointError(
+                f"{path} is beyond the {self.recipe.steps} steps asked for"
+            )
         if changed:
             raise checkpoints.CheckpointError(
                 f"{path} comes from other settings ({', '.join(changed)} differ); resume with the "
