@@ -2,6 +2,8 @@
 
     python docs/overview.py --pairs DIR [--real DIR] [--output docs/overview.png]
 
+Needs matplotlib: ``pip install ".[plots]"``.
+
 First row: a clean photograph and three samples of the default weights, magnified. Second row, with
 ``--real``: crops of real degraded photographs (the pictures that the default weights were trained
 on may be looked at, but not published, so the committed picture has none). Last row: statistics of
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,8 +25,9 @@ from deflow_aug import DeFlowDegrader
 from deflow_aug.evaluation.noise import add_white_noise, best_white_noise, load_pairs, noise_of
 from deflow_aug.image_files import find_images
 
-PHOTO = Path(__file__).parents[1] / "examples" / "images" / "dog.png"
-CROP = (slice(150, 310), slice(170, 330))
+PHOTO = Path(__file__).parents[1] / "examples" / "images" / "guitar.png"
+CROP = (slice(216, 312), slice(200, 296))
+SIDE, ZOOM = 96, 3
 LAGS = range(9)
 COLOURS = {"real": "black", "ours": "tab:red", "white": "tab:blue"}
 Image8 = NDArray[np.uint8]
@@ -72,7 +76,8 @@ def main() -> None:
         crops = []
         for path in find_images(arguments.real)[::12][:4]:
             with Image.open(path) as image:
-                crops.append(("real", np.asarray(image.convert("RGB"))[:160, :160]))
+                crop = np.asarray(image.convert("RGB"))[200 : 200 + SIDE, 200 : 200 + SIDE]
+            crops.append(("real photograph", crop))
         rows.append(crops)
 
     pairs = load_pairs(arguments.pairs)
@@ -91,20 +96,27 @@ def main() -> None:
         for name, images in versions.items()
     }
 
-    figure = plt.figure(figsize=(12, 3.15 * len(rows) + 2.7), layout="constrained")
-    grid = figure.add_gridspec(len(rows) + 1, 12, height_ratios=[3.15] * len(rows) + [2.7])
+    # In pixels: the crops are magnified by a whole number, since any other would blur their noise.
+    width, panel, plots = 1200, SIDE * ZOOM, 280
+    height = len(rows) * (panel + 34) + plots
+    figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
+
+    def axes(x: float, y: float, w: float, h: float) -> Any:
+        """Axes with this left, top, width and height."""
+        return figure.add_axes((x / width, 1 - (y + h) / height, w / width, h / height))
+
     for y, row in enumerate(rows):
         for x, (title, crop) in enumerate(row):
-            axes = figure.add_subplot(grid[y, 3 * x : 3 * x + 3])
-            axes.imshow(crop, interpolation="nearest")
-            axes.set_title(title, fontsize=11)
-            axes.axis("off")
+            picture = axes(9 + 298 * x, 28 + y * (panel + 34), panel, panel)
+            picture.imshow(np.kron(crop, np.ones((ZOOM, ZOOM, 1), np.uint8)))
+            picture.set_title(title, fontsize=11)
+            picture.axis("off")
     histogram, correlation, level = (
-        figure.add_subplot(grid[-1, 4 * i : 4 * i + 4]) for i in range(3)
+        axes(60 + 395 * i, height - plots + 40, 330, plots - 90) for i in range(3)
     )
     bins = np.arange(-25.5, 26.5)
     for name, colour in COLOURS.items():
-        label = "best white noise" if name == "white" else f"{name} noise"
+        label = {"real": "real noise", "ours": "our noise", "white": "best white noise"}[name]
         values = np.concatenate([noise.reshape(-1) for noise in noises[name]])
         density, _ = np.histogram(values, bins, density=True)
         histogram.semilogy(bins[:-1] + 0.5, density, color=colour, label=label)
@@ -115,7 +127,7 @@ def main() -> None:
     histogram.legend(fontsize=8)
     correlation.set(title="correlation between pixels", xlabel="distance (pixels)")
     level.set(title="noise level by brightness", xlabel="brightness", ylim=(0, None))
-    figure.savefig(arguments.output, dpi=100)
+    figure.savefig(arguments.output)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from PIL import Image
 from test_convert import esrgan, export_encoder
 from test_data import write_noise
 
-from deflow_aug.cli import main
+from deflow_aug.cli import degrade, main
 from deflow_aug.conditioning import ConditioningNetwork
 from deflow_aug.degrader import DeFlowDegrader
 
@@ -289,3 +289,87 @@ def test_the_command_tells_its_version() -> None:
     )
     assert done.returncode == 0
     assert "deflow-aug 0." in done.stdout
+
+
+def test_a_photo_beside_the_inputs_is_not_overwritten(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Although it was not named: a.bmp would become a.png, and there is another a.png."""
+    write_noise(tmp_path / "a.bmp", 16, 16)
+    write_noise(tmp_path / "a.png", 16, 16, seed=1)
+    before = (tmp_path / "a.png").read_bytes()
+    command = ["degrade", str(tmp_path / "a.bmp"), f"--output={tmp_path}", f"--weights={weights}"]
+    assert main(command) == 2
+    assert "overwrite" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_degrading_again_replaces_the_results(weights: Path, tmp_path: Path) -> None:
+    write_noise(tmp_path / "photos" / "a.png", 16, 16)
+    command = ["degrade", str(tmp_path / "photos"), f"--output={tmp_path / 'out'}"]
+    assert main([*command, f"--weights={weights}", "--seed=1"]) == 0
+    first = (tmp_path / "out" / "a.png").read_bytes()
+    assert main([*command, f"--weights={weights}", "--seed=2"]) == 0
+    assert (tmp_path / "out" / "a.png").read_bytes() != first
+
+
+@pytest.mark.parametrize("error", [PermissionError, ImportError, MemoryError])
+def test_whatever_keeps_a_photo_from_being_read_concerns_it_alone(
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+) -> None:
+    for name in ("bad", "good"):
+        write_noise(tmp_path / "photos" / f"{name}.png", 16, 16)
+    honest = degrade.read_image
+
+    def read(path: Path) -> object:
+        if path.stem == "bad":
+            raise error("cannot")
+        return honest(path)
+
+    monkeypatch.setattr(degrade, "read_image", read)
+    output = tmp_path / "out"
+    command = ["degrade", str(tmp_path / "photos"), f"--output={output}", f"--weights={weights}"]
+    assert main(command) == 1
+    assert "bad.png" in capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == ["good.png"]
+
+
+def test_a_device_that_is_not_there(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = str(Path(__file__).parents[1] / "examples" / "images" / "dog.png")
+    command = ["degrade", photo, "--output=unused", f"--weights={weights}"]
+    for device in ("cuda:99", "toaster"):
+        assert main([*command, f"--device={device}"]) == 2
+        assert f"no device '{device}'" in capsys.readouterr().err
+
+
+def test_weights_are_not_overwritten_by_training(
+    weights: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "finished"
+    DeFlowDegrader.from_pretrained(weights).save_pretrained(output)
+    before = (output / "model.safetensors").read_bytes()
+    assert main(train_command(folders, output, "--steps=1")) == 2
+    assert "holds weights already" in capsys.readouterr().err
+    assert (output / "model.safetensors").read_bytes() == before
+
+
+def test_a_longer_run_tells_its_own_length(folders: Path, tmp_path: Path) -> None:
+    command = train_command(folders, tmp_path / "w", "--sample_every=1")
+    assert main([*command, "--steps=1"]) == 0
+    longer = train_command(folders, tmp_path / "w", "--sample_every=2", "--steps=2", "--resume")
+    assert main(longer) == 0
+    assert "steps: 2" in (tmp_path / "w" / "README.md").read_text()
+    shorter = train_command(folders, tmp_path / "w", "--steps=1", "--resume")
+    assert main(shorter) == 2
+
+
+def test_training_takes_one_degraded_domain(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = train_command(folders, tmp_path / "w", "--model.domains=[a,b]", "--batch_size=3")
+    assert main(command) == 2
+    assert "one degraded domain" in capsys.readouterr().err

@@ -579,3 +579,25 @@ def test_push_then_load_then_load_offline(folder: Path, tmp_path: Path) -> None:
     assert message.startswith("cannot get config.json of 'someone/other': ")
     assert "HF_HUB_OFFLINE" in message
     assert float(seconds) < 5
+
+
+def test_half_precision_halves_the_file_and_rounds(tmp_path: Path) -> None:
+    degrader = DeFlowDegrader(small_model(0), device="cpu")
+    degrader.save_pretrained(tmp_path / "full")
+    degrader.save_pretrained(tmp_path / "half", half=True)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half")]
+    assert sizes[1] < 0.75 * sizes[0]  # names and shapes take the same place in both
+    loaded = DeFlowDegrader.from_pretrained(tmp_path / "half", device="cpu").model.state_dict()
+    for name, tensor in degrader.model.state_dict().items():
+        assert loaded[name].dtype == tensor.dtype
+        expected = tensor.half().float() if tensor.is_floating_point() else tensor
+        assert torch.equal(loaded[name], expected), name
+
+
+def test_photographs_in_a_folder_of_that_name_do_not_hide_bundled_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / hub.DEFAULT_WEIGHTS).mkdir()
+    monkeypatch.chdir(tmp_path)
+    config, _ = hub.find_weights(hub.DEFAULT_WEIGHTS)
+    assert config.parent == hub.bundled_weights()[hub.DEFAULT_WEIGHTS]
