@@ -83,7 +83,7 @@ def test_training_starts_from_rrdb_weights(
     config = DeFlowDegrader.from_pretrained(weights).model.config
     file = tmp_path / "rrdb.pth"
     torch.save(export_encoder(ConditioningNetwork(config), esrgan), file)
-    command = train_command(folders, tmp_path / "w", "--steps=1", f"--encoder_weights={file}")
+    command = train_command(folders, tmp_path / "w", "--steps=1", f"--encoder-weights={file}")
     assert main(command) == 0
     assert "encoder_weights: rrdb.pth" in (tmp_path / "w" / "README.md").read_text()
     file.unlink()
@@ -96,7 +96,7 @@ def test_training_starts_from_rrdb_weights(
     other = train_command(folders, tmp_path / "other", "--model.encoder.blocks=2")
     torch.save(export_encoder(ConditioningNetwork(config), esrgan), file)
     capsys.readouterr()
-    assert main([*other, f"--encoder_weights={file}"]) == 2
+    assert main([*other, f"--encoder-weights={file}"]) == 2
     assert "encoder.blocks is 2" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
@@ -373,3 +373,18 @@ def test_training_takes_one_degraded_domain(
     command = train_command(folders, tmp_path / "w", "--model.domains=[a,b]", "--batch_size=3")
     assert main(command) == 2
     assert "one degraded domain" in capsys.readouterr().err
+
+
+def test_fine_tuning_takes_the_model_of_the_weights(
+    weights: Path, folders: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "tuned"
+    command = [
+        "train", f"--clean={folders / 'clean'}", f"--degraded={folders / 'degraded'}",
+        f"--output={output}", f"--from={weights}", "--steps=1", "--crop=8", "--batch_size=2",
+        "--model.shift_init=0.2",
+    ]  # fmt: skip
+    assert main(command) == 0
+    config = DeFlowDegrader.from_pretrained(output).model.config
+    assert (config.hidden, config.shift_init) == (4, 0.2)
+    assert "fine_tuned_from" in (output / "README.md").read_text()

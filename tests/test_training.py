@@ -318,3 +318,27 @@ def test_no_global_random_state_is_touched(batches: UnpairedBatches, tmp_path: P
     before = torch.get_rng_state()
     trainer(batches, tmp_path / "run").run(ignore)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_fine_tuning_starts_from_a_model_with_m_anew(
+    batches: UnpairedBatches, tmp_path: Path
+) -> None:
+    """Also where M has collapsed, which would never move again."""
+    first = trainer(batches, tmp_path / "first", recipe(steps=3))
+    first.run(ignore)
+    with torch.no_grad():
+        for shift in first.average.domain_shifts():
+            shift.factor.zero_()
+    tuned = Trainer(
+        recipe(steps=3, lr=1e-3), batches, tmp_path / "tuned", torch.device("cpu"),
+        start=first.average,
+    )  # fmt: skip
+    for model in (tuned.model, tuned.average):
+        for name, tensor in model.state_dict().items():
+            if name.endswith(".factor"):
+                assert torch.equal(tensor[0], MODEL.shift_init * torch.eye(tensor.shape[-1]))
+            else:
+                assert torch.equal(tensor, first.average.state_dict()[name]), name
+    tuned.run(ignore)
+    for shift in tuned.model.domain_shifts():
+        assert not torch.equal(shift.factor[0], MODEL.shift_init * torch.eye(len(shift.factor[0])))

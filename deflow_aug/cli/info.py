@@ -51,6 +51,6 @@ def run(arguments: Namespace) -> int:
             "differ only by dequantisation noise, and without that hardly at all. To switch it on: "
             "'deflow-aug degrade --dequantize', or "
             "DeFlowDegrader.from_pretrained(..., dequantize=True). To learn real randomness: "
-            "'deflow-aug train' a new model with shift_init > 0, as is the default."
+            "fine-tune from it, 'deflow-aug train --from', which starts M anew."
         )
     return 0

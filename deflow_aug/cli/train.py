@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +28,20 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--resume", action="store_true", help="go on from the last checkpoint in --output"
     )
     parser.add_argument(
-        "--encoder_weights",
+        "--encoder-weights",
         type=str | None,
         default=None,
         metavar="FILE",
         help="RRDB (ESRGAN) weights, .pth or .safetensors, that the conditioning network of a new "
         "run starts from; model.encoder must have their channels, growth and blocks",
+    )
+    parser.add_argument(
+        "--from",
+        type=str | None,
+        default=None,
+        metavar="W",
+        help="weights to fine-tune: bundled, a folder, or a Hugging Face Hub id. The model is "
+        "theirs, whatever the settings say; only M starts anew, at model.shift_init",
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings")
     parser.add_class_arguments(Recipe, nested_key=None)
@@ -42,6 +50,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     values = arguments.as_dict()
     recipe = from_dict(Recipe, {field.name: values[field.name] for field in fields(Recipe)})
+    start = None
+    if arguments["from"] is not None:
+        from deflow_aug import hub
+
+        start = hub.load(*hub.find_weights(arguments["from"])).model
+        model = replace(start.config, shift_init=recipe.model.shift_init)
+        recipe = replace(recipe, model=model)
     clean, degraded = Path(arguments.clean), Path(arguments.degraded)
     output = Path(arguments.output)
     if len(recipe.model.domains) != 1:
@@ -77,7 +92,7 @@ def run(arguments: Namespace) -> int:
         print(f"{name}: {len(crops.files)} images")
     batches = UnpairedBatches(domains, recipe.batch_size, recipe.seed)
     encoder = None if arguments.encoder_weights is None else Path(arguments.encoder_weights)
-    trainer = Trainer(recipe, batches, output, device, encoder)
+    trainer = Trainer(recipe, batches, output, device, encoder, start)
     if trainer.step:
         print(f"resumed at step {trainer.step}")
     sheet = SampleSheet(domains, recipe.seed)
@@ -93,12 +108,14 @@ def run(arguments: Namespace) -> int:
 
         trainer.run(show)
 
-    _release(trainer, domains, output)
+    _release(trainer, domains, output, arguments["from"])
     print(f"weights in {output}: DeFlowDegrader.from_pretrained({str(output)!r})")
     return 0
 
 
-def _release(trainer: Trainer, domains: dict[str, Any], output: Path) -> None:
+def _release(
+    trainer: Trainer, domains: dict[str, Any], output: Path, fine_tuned: str | None
+) -> None:
     """Write the averaged weights, in float16, as a folder that from_pretrained loads."""
     from deflow_aug.degrader import DeFlowDegrader
 
@@ -111,6 +128,8 @@ def _release(trainer: Trainer, domains: dict[str, Any], output: Path) -> None:
         },
         "recipe": recipe,
     }
+    if fine_tuned is not None:
+        training["fine_tuned_from"] = fine_tuned
     if trainer.encoder is not None:
         training["encoder_weights"] = trainer.encoder
     degrader = DeFlowDegrader(trainer.average, training=training, device="cpu")

@@ -55,6 +55,9 @@ class Trainer:
         device: where to train.
         encoder: file of RRDB (ESRGAN) weights that the conditioning network starts from. Not read
             where a checkpoint is taken up: it has been part of that run, or has not.
+        start: a model of the recipe's architecture to fine-tune: its weights are the start, but
+            for M, which starts anew (one that has collapsed to zero would never move). Not used
+            where a checkpoint is taken up.
 
     Raises:
         deflow_aug.convert.ConversionError: ``encoder`` holds no RRDB weights, or not those of the
@@ -71,6 +74,7 @@ class Trainer:
         output: Path,
         device: torch.device,
         encoder: Path | None = None,
+        start: DeFlow | None = None,
     ) -> None:
         self.recipe, self.batches, self.output, self.device = recipe, batches, output, device
         self.step = self.skipped = self.skipped_in_a_row = 0
@@ -87,10 +91,17 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.lr)
         newest = checkpoints.latest(output / "checkpoints")
         if newest is None:
+            if start is not None:
+                kept = {
+                    name: tensor
+                    for name, tensor in start.state_dict().items()
+                    if not name.endswith(".factor")
+                }
+                self.model.load_state_dict(kept, strict=False)
             self.encoder = None if encoder is None else encoder.name
             if encoder is not None:
-                start = encoder_weights(load_checkpoint(encoder), recipe.model)
-                self.model.conditioning.load_state_dict(start)
+                weights = encoder_weights(load_checkpoint(encoder), recipe.model)
+                self.model.conditioning.load_state_dict(weights)
             self._initialize()
         else:
             self._resume(newest)
