@@ -682,5 +682,5 @@ def test_the_card_and_info_tell_of_this_m(
     assert bool(warning) == warned
     assert told.count("; collapsed") == 2 * warned
     if warned:
-        words = ("dequantisation noise", "--dequantize", "dequantize=True", "shift_init > 0")
+        words = ("dequantisation noise", "--dequantize", "dequantize=True", "train --from")
         assert all(word in warning for word in words)
