@@ -31,6 +31,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weights", help="name or folder of the weights; default: the library's")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--dequantize", action="store_true", help="with dequantisation noise at inference"
+    )
+    parser.add_argument(
+        "--plain-conditioning", action="store_true", help="without noise on h(x) at inference"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     args = parser.parse_args(arguments)
@@ -39,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     figures = {}
     for index, (folder, pairs) in enumerate(folders):
         # Anew for each folder, so that a folder's figures do not depend on those before it.
-        degrade = model(args.weights, args.temperature, args.seed)
+        degrade = model(args)
         samples = [degrade(pair.clean) for pair in pairs]
         comparison = Reference.of(pairs, args.seed).compare(samples)
         print(f"## {title(folder)}\n\n{comparison.to_markdown()}", flush=True)
@@ -50,12 +56,13 @@ def main(arguments: list[str] | None = None) -> None:
                 file = file.with_name(f"{file.stem}_{index + 1}{file.suffix}")
             plot(comparison, samples, degrade, title(folder), file)
     if args.json:
-        settings = {"weights": args.weights, "temperature": args.temperature, "seed": args.seed}
+        names = ("weights", "temperature", "seed", "dequantize", "plain_conditioning")
+        settings = {name: getattr(args, name) for name in names}
         text = json.dumps({**settings, "folders": figures}, indent=1, allow_nan=False)
         args.json.write_text(text + "\n", encoding="utf-8")
 
 
-def model(weights: str | None, temperature: float, seed: int) -> Callable[[Image8], Image8]:
+def model(args: argparse.Namespace) -> Callable[[Image8], Image8]:
     """The model as a function of the picture; every call draws with the next seed.
 
     The same seed would give pictures of one size the same latent noise, and the pooled figures
@@ -63,11 +70,15 @@ def model(weights: str | None, temperature: float, seed: int) -> Callable[[Image
     """
     from deflow_aug import DeFlowDegrader
 
-    degrader = DeFlowDegrader.from_pretrained(*([] if weights is None else [weights]))
-    seeds = itertools.count(seed * 1_000_003)  # far apart, lest neighbouring seeds share draws
+    degrader = DeFlowDegrader.from_pretrained(
+        *([] if args.weights is None else [args.weights]),
+        conditioning_noise=not args.plain_conditioning,
+        dequantize=args.dequantize,
+    )
+    seeds = itertools.count(args.seed * 1_000_003)  # far apart, lest neighbouring seeds share draws
 
     def degrade(clean: Image8) -> Image8:
-        return np.asarray(degrader.degrade(clean, temperature=temperature, seed=next(seeds)))
+        return np.asarray(degrader.degrade(clean, temperature=args.temperature, seed=next(seeds)))
 
     return degrade
 

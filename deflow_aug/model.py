@@ -164,8 +164,7 @@ class DeFlow(nn.Module):
             noise: standard normal draws for h(x).
         """
         features = self.features(x, noise)
-        if dequantization is not None:
-            x = x + dequantization / self.config.dequantization_steps
+        x = self._dequantized(x, dequantization)
         dimensions = x[0].numel()
         log_width = -math.log(self.config.dequantization_steps)
         log_probability = self.log_prob(x, domain, features) + dimensions * log_width
@@ -206,9 +205,7 @@ class DeFlow(nn.Module):
         """Set the actnorms that are not initialised yet from a batch of both domains."""
         with initializing(self):
             features = self.features(x, noise)
-            if dequantization is not None:
-                x = x + dequantization / self.config.dequantization_steps
-            self.encode(x, features)
+            self.encode(self._dequantized(x, dequantization), features)
 
     def latent_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
         """Shapes (C, H, W) of the latents of an image of this size."""
@@ -247,6 +244,10 @@ class DeFlow(nn.Module):
 
     def domain_shifts(self) -> list[DomainShift]:
         return [cast(DomainShift, shift) for shift in self.shifts]
+
+    def _dequantized(self, x: Tensor, draws: Tensor | None) -> Tensor:
+        """Images with dequantisation noise of the model's width, from draws in [-1/2, 1/2)."""
+        return x if draws is None else x + draws / self.config.dequantization_steps
 
     def _check(self, x: Tensor) -> None:
         multiple = self.config.size_multiple

@@ -295,8 +295,12 @@ class FakeDegrader:
     """Stands in for the model: white noise, of the temperature's sigma."""
 
     @classmethod
-    def from_pretrained(cls, weights: str = "default") -> FakeDegrader:
+    def from_pretrained(
+        cls, weights: str = "default", *, conditioning_noise: bool, dequantize: bool
+    ) -> FakeDegrader:
         assert weights in ("default", "mine")
+        assert conditioning_noise
+        assert not dequantize
         return cls()
 
     def degrade(self, image: np.ndarray, *, temperature: float, seed: int) -> np.ndarray:
