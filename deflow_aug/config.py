@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 CLEAN = "clean"
 """Name of the domain that every flow has: latents N(0, I), no shift."""
 
+SHIFTS = ("full", "diagonal", "zero", "fitted")
+"""Kinds of latent shift; see :class:`ModelConfig`."""
+
 T = TypeVar("T")
 
 
@@ -102,8 +105,13 @@ class ModelConfig:
         conditioning_noise: standard deviation of the noise added to h(x), images in [0, 1].
         dequantization_steps: dequantisation noise is uniform of width 1/dequantization_steps;
             255 fills the gaps of 8-bit images exactly, the published models use 32 ("5 bit").
+        shift: what the latent shift learns (the paper's ablation, section 5.7): "full", any M;
+            "diagonal", a diagonal M; "zero", M = 0, mu alone; "fitted", nothing while the flow
+            trains, with N(0, I) for all domains: mu and M are fitted to the latents afterwards.
         shift_init: the shift's factor M starts at shift_init times the identity. Zero never
             trains: the gradient of the likelihood in M is 2 G M.
+        conditioned: False puts h(x) = 0, which tells the flow nothing (the ablation's "no
+            conditional").
         domains: names of the degraded domains, each with its own latent shift.
         statistics: for degraded domains whose colours were matched to the clean ones before
             training: their channel statistics. None, or a domain left out: not matched.
@@ -118,7 +126,9 @@ class ModelConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     conditioning_noise: float = 0.03
     dequantization_steps: int = 255
+    shift: str = "full"
     shift_init: float = 0.1
+    conditioned: bool = True
     domains: tuple[str, ...] = ("degraded",)
     statistics: dict[str, ChannelStatistics] | None = field(default=None, hash=False)
 
@@ -138,6 +148,8 @@ class ModelConfig:
                 )
         if len(set(self.split_levels or ())) != len(self.split_levels or ()):
             raise ConfigError(f"split_levels names a level twice: {self.split_levels}")
+        if self.shift not in SHIFTS:
+            raise ConfigError(f"shift must be one of {', '.join(SHIFTS)}, got {self.shift!r}")
         if not math.isfinite(self.shift_init):
             raise ConfigError(f"shift_init must be finite, got {self.shift_init}")
         if self.conditioning_noise < 0 or not math.isfinite(self.conditioning_noise):
@@ -243,8 +255,8 @@ def _convert(kind: str, value: Any, name: str) -> Any:
         items = (str,) if "str" in kind else (int, float) if "float" in kind else (int,)
         if isinstance(value, (list, tuple)) and all(type(v) in items for v in value):
             return tuple(float(v) if "float" in kind else v for v in value)
-    elif kind == "int":
-        if type(value) is int:
+    elif kind in ("int", "bool", "str", "str | None"):
+        if type(value).__name__ == kind.split(" ")[0]:
             return value
     elif kind == "float" and type(value) in (int, float):
         return float(value)

@@ -20,6 +20,12 @@ class Stream(IntEnum):
     DEQUANTIZATION = 2
     LATENT = 3
     BATCH = 4
+    PAIRED = 5
+    TEMPERATURE = 6
+    CHOICE = 7
+    CROP = 8
+    SUGGEST = 9
+    FIT = 10
 
 
 def generator(*key: int) -> np.random.Generator:
