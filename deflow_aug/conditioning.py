@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deflow_aug.config import ModelConfig
+from deflow_aug.flow.features import FeatureMap
 from deflow_aug.resize import bicubic_downscale
 from deflow_aug.rrdb import NEGATIVE_SLOPE, RRDBTrunk
 
@@ -45,8 +46,8 @@ class ConditioningNetwork(nn.Module):
             nn.Conv2d(encoder.channels, encoder.channels, 3, padding=1) for _ in range(doublings)
         )
 
-    def forward(self, h: Tensor) -> list[Tensor]:
-        """Features [B, feature_channels, H/2^l, W/2^l] of each level l = 1, 2, ..."""
+    def forward(self, h: Tensor) -> list[FeatureMap]:
+        """The map of each level l = 1, 2, ..., [B, feature_channels, H/2^l, W/2^l]."""
         last, outputs = self.trunk(h, self.stacked_blocks)
         maps = {1.0: last}
         for doubling, conv in enumerate(self.upconvs):
@@ -57,9 +58,12 @@ class ConditioningNetwork(nn.Module):
             size = [round(side * factor) for side in h.shape[-2:]]
             if factor < 1:
                 maps[factor] = F.interpolate(last, size=size, mode="bilinear", align_corners=False)
-            stacked = [
-                F.interpolate(outputs[number], size=size, mode="nearest")
-                for number in self.stacked_blocks
-            ]
-            features.append(torch.cat([maps[factor], *stacked], 1))
+            stacked = [outputs[number] for number in self.stacked_blocks]
+            if factor > 1 and stacked:
+                features.append(FeatureMap(maps[factor], torch.cat(stacked, 1), round(factor)))
+            else:
+                reduced = [F.interpolate(map_, size=size, mode="nearest") for map_ in stacked]
+                # Under autocast a bilinear reduction is float32; the map stays what the trunk is.
+                parts = [part.to(last.dtype) for part in (maps[factor], *reduced)]
+                features.append(FeatureMap(torch.cat(parts, 1)))
         return features

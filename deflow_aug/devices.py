@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def resolve(name: str | torch.device) -> torch.device:
@@ -23,3 +24,8 @@ def resolve(name: str | torch.device) -> torch.device:
             f"{torch.cuda.device_count()} CUDA GPUs; use cpu, or install a CUDA build of PyTorch"
         )
     return device
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """A context without autocast on the device of ``x``, whatever surrounds it."""
+    return torch.autocast(x.device.type, enabled=False)

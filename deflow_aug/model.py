@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from deflow_aug.conditioning import ConditioningNetwork, domain_invariant
 from deflow_aug.config import CLEAN, ChannelStatistics, ModelConfig
-from deflow_aug.flow.glow import ConditionalGlow
+from deflow_aug.devices import full_precision
+from deflow_aug.flow.glow import ConditionalGlow, Prepared
 from deflow_aug.flow.layers import initializing
-from deflow_aug.latent import DomainShift
+from deflow_aug.latent import DomainShift, normalized_weights
+
+Domain = str | Mapping[str, float]
+"""A domain's name, or a mix of degraded domains: weights by name."""
 
 UNMATCHED = ChannelStatistics((0.0,) * 3, (1.0,) * 3, (0.0,) * 3, (1.0,) * 3)
 """Maps every colour to exactly itself."""
@@ -36,11 +40,11 @@ class DeFlow(nn.Module):
         self.conditioning = ConditioningNetwork(config)
         self.flow = ConditionalGlow(config)
         self.shifts = nn.ModuleList(
-            DomainShift(channels, len(config.domains), config.shift_init)
+            DomainShift(channels, len(config.domains), config.shift_init, config.shift)
             for channels in config.latent_channels
         )
 
-    def match_colours(self, y: Tensor, domain: Sequence[str]) -> Tensor:
+    def match_colours(self, y: Tensor, domain: Sequence[Domain]) -> Tensor:
         """Images as the flow takes them: degraded ones with the channel statistics of clean ones.
 
         (y - degraded_mean) / degraded_std * clean_std + clean_mean, clamped to [0, 1]. Images of
@@ -48,30 +52,36 @@ class DeFlow(nn.Module):
 
         Args:
             y: images in [0, 1], [B, 3, H, W].
-            domain: name of the domain of each.
+            domain: of each, a name or a mix.
         """
         if self.config.statistics is None:
             return y
         clean_mean, clean_std, mean, std = self._statistics(domain, y)
         return ((y - mean) / std * clean_std + clean_mean).clamp(0, 1)
 
-    def unmatch_colours(self, y: Tensor, domain: Sequence[str]) -> Tensor:
+    def unmatch_colours(self, y: Tensor, domain: Sequence[Domain]) -> Tensor:
         """What the flow decoded, in the colours of its domain: :meth:`match_colours` undone.
 
         (y - clean_mean) / clean_std * degraded_std + degraded_mean, not clamped.
 
         Args:
             y: images, [B, 3, H, W].
-            domain: name of the domain of each.
+            domain: of each, a name or a mix.
         """
         if self.config.statistics is None:
             return y
         clean_mean, clean_std, mean, std = self._statistics(domain, y)
         return (y - clean_mean) / clean_std * std + mean
 
-    def _statistics(self, domain: Sequence[str], like: Tensor) -> list[Tensor]:
+    def _statistics(self, domain: Sequence[Domain], like: Tensor) -> list[Tensor]:
         """Clean mean and std, degraded mean and std of each image, [B, 3, 1, 1] each."""
-        rows = [(self.config.statistics or {}).get(name, UNMATCHED) for name in domain]
+        known = self.config.statistics or {}
+        rows = [
+            known.get(one, UNMATCHED)
+            if isinstance(one, str)
+            else _mixed_statistics(normalized_weights(one, self.config.domains), known)
+            for one in domain
+        ]
         columns = (
             [row.clean_mean for row in rows],
             [row.clean_std for row in rows],
@@ -80,8 +90,11 @@ class DeFlow(nn.Module):
         )
         return [like.new_tensor(column)[:, :, None, None] for column in columns]
 
-    def features(self, x: Tensor, noise: Tensor | None = None) -> list[Tensor]:
-        """Conditioning maps of the images, computed once for encoding and decoding.
+    def features(self, x: Tensor, noise: Tensor | None = None) -> Prepared:
+        """All that depends on h(x) alone, computed once for encoding, decoding, any samples.
+
+        Under ``torch.autocast`` this part alone runs in the lower precision; encoding and decoding
+        use the very same numbers, so that they stay exact inverses of each other.
 
         Args:
             noise: standard normal draws for h(x), [B, 3, H/s, W/s]; None for none.
@@ -89,19 +102,23 @@ class DeFlow(nn.Module):
         self._check(x)
         if noise is not None:
             noise = noise * self.config.conditioning_noise
-        result: list[Tensor] = self.conditioning(domain_invariant(x, self.config.scale, noise))
-        return result
+        h = domain_invariant(x, self.config.scale, noise)
+        maps = self.conditioning(h if self.config.conditioned else torch.zeros_like(h))
+        with full_precision(x):
+            return self.flow.prepare(maps)
 
-    def encode(self, x: Tensor, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def encode(self, x: Tensor, features: Prepared) -> tuple[list[Tensor], Tensor]:
         """Latents and log|det| [B] in nats: z = f(x; h(x))."""
-        return self.flow.encode(x, features)
+        with full_precision(x):
+            return self.flow.encode(x, features)
 
-    def decode(self, latents: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
+    def decode(self, latents: Sequence[Tensor], features: Prepared) -> Tensor:
         """Images of these latents, not clamped."""
-        return self.flow.decode(latents, features)
+        with full_precision(latents[0]):
+            return self.flow.decode(latents, features)
 
     def log_prob(
-        self, x: Tensor, domain: Tensor | Sequence[str], features: Sequence[Tensor] | None = None
+        self, x: Tensor, domain: Tensor | Sequence[str], features: Prepared | None = None
     ) -> Tensor:
         """Log-density of continuous images given h(x), in nats, [B] (eq. 4, 7).
 
@@ -112,18 +129,19 @@ class DeFlow(nn.Module):
         """
         number = self.domain_numbers(domain, x)
         latents, logdet = self.encode(x, self.features(x) if features is None else features)
-        return logdet + sum(
-            (s.log_prob(z, number) for s, z in zip(self.domain_shifts(), latents, strict=True)),
-            start=torch.zeros_like(logdet),
-        )
+        with full_precision(x):
+            return logdet + sum(
+                (s.log_prob(z, number) for s, z in zip(self.domain_shifts(), latents, strict=True)),
+                start=torch.zeros_like(logdet),
+            )
 
     def conditional_log_prob(
         self,
         degraded: Tensor,
         clean: Tensor,
         domain: Tensor | Sequence[str],
-        features_degraded: Sequence[Tensor] | None = None,
-        features_clean: Sequence[Tensor] | None = None,
+        features_degraded: Prepared | None = None,
+        features_clean: Prepared | None = None,
     ) -> Tensor:
         """ln p(y given x) of paired images, in nats, [B] (eq. 5).
 
@@ -135,13 +153,14 @@ class DeFlow(nn.Module):
             raise ValueError(f"expected degraded domains, got {CLEAN!r} among {domain}")
         z_clean, _ = self.encode(clean, features_clean or self.features(clean))
         z_degraded, logdet = self.encode(degraded, features_degraded or self.features(degraded))
-        return logdet + sum(
-            (
-                s.conditional_log_prob(y, x, number)
-                for s, y, x in zip(self.domain_shifts(), z_degraded, z_clean, strict=True)
-            ),
-            start=torch.zeros_like(logdet),
-        )
+        with full_precision(clean):
+            return logdet + sum(
+                (
+                    s.conditional_log_prob(y, x, number)
+                    for s, y, x in zip(self.domain_shifts(), z_degraded, z_clean, strict=True)
+                ),
+                start=torch.zeros_like(logdet),
+            )
 
     def nll(
         self,
@@ -165,22 +184,51 @@ class DeFlow(nn.Module):
         """
         features = self.features(x, noise)
         x = self._dequantized(x, dequantization)
-        dimensions = x[0].numel()
-        log_width = -math.log(self.config.dequantization_steps)
-        log_probability = self.log_prob(x, domain, features) + dimensions * log_width
-        return -log_probability / (dimensions * math.log(2))
+        return self._bits(self.log_prob(x, domain, features), x)
+
+    def paired_nll(
+        self,
+        degraded: Tensor,
+        clean: Tensor,
+        domain: Tensor | Sequence[str],
+        *,
+        dequantization: tuple[Tensor, Tensor] | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Minus ln p(y given x) of quantised pairs (eq. 5) in bits per dimension of y, [B].
+
+        Args:
+            degraded, clean: the halves of each pair, [B, 3, H, W].
+            domain: of each degraded half, as names or numbers.
+            dequantization, noise: as in :meth:`nll`, of the degraded and of the clean halves.
+
+        Raises:
+            ValueError: for a domain that is unknown or the clean one.
+        """
+        draws, h_noise = dequantization or (None, None), noise or (None, None)
+        log_probability = self.conditional_log_prob(
+            self._dequantized(degraded, draws[0]),
+            self._dequantized(clean, draws[1]),
+            domain,
+            self.features(degraded, h_noise[0]),
+            self.features(clean, h_noise[1]),
+        )
+        return self._bits(log_probability, degraded)
 
     def degrade(
         self,
         latents: Sequence[Tensor],
         noise: Sequence[Tensor],
-        domain: Tensor | Sequence[str],
+        domain: Tensor | Sequence[Domain],
         temperature: Tensor,
     ) -> list[Tensor]:
-        """Latents of degraded images: z + tau u (eq. 40); ``temperature`` is [B]."""
-        number = self.domain_numbers(domain, latents[0])
+        """Latents of degraded images: z + tau u (eq. 40); ``temperature`` is [B].
+
+        A mix of domains has u ~ N(sum w mu, sum w Sigma) of the weights w, normalised.
+        """
+        chosen = self._chosen(domain, latents[0])
         return [
-            s.degrade(z, n, number, temperature)
+            s.degrade(z, n, chosen, temperature)
             for s, z, n in zip(self.domain_shifts(), latents, noise, strict=True)
         ]
 
@@ -188,13 +236,13 @@ class DeFlow(nn.Module):
         self,
         latents: Sequence[Tensor],
         noise: Sequence[Tensor] | None,
-        domain: Tensor | Sequence[str],
+        domain: Tensor | Sequence[Domain],
     ) -> list[Tensor]:
         """Latents of clean images drawn from p(z_x given z_y), or their mean without noise."""
-        number = self.domain_numbers(domain, latents[0])
+        chosen = self._chosen(domain, latents[0])
         draws = [None] * len(latents) if noise is None else noise
         return [
-            s.restore(z, n, number)
+            s.restore(z, n, chosen)
             for s, z, n in zip(self.domain_shifts(), latents, draws, strict=True)
         ]
 
@@ -242,12 +290,32 @@ class DeFlow(nn.Module):
             )
         return domain
 
+    def _chosen(self, domain: Tensor | Sequence[Domain], like: Tensor) -> Tensor:
+        """Domain numbers [B], or where one is a mix, weights of all domains, float64 [B, 1 + D]."""
+        if isinstance(domain, Tensor) or all(isinstance(one, str) for one in domain):
+            return self.domain_numbers(cast("Tensor | Sequence[str]", domain), like)
+        known = self.config.domains
+        named = [{one: 1.0} if isinstance(one, str) else dict(one) for one in domain]
+        shares = [normalized_weights(one, known) for one in named]
+        weights = [[0.0, *(share.get(name, 0.0) for name in known)] for share in shares]
+        if len(weights) != like.shape[0]:
+            raise ValueError(
+                f"expected one domain for each of the {like.shape[0]} images, got {len(weights)}"
+            )
+        return torch.tensor(weights, dtype=torch.float64, device=like.device)
+
     def domain_shifts(self) -> list[DomainShift]:
         return [cast(DomainShift, shift) for shift in self.shifts]
 
     def _dequantized(self, x: Tensor, draws: Tensor | None) -> Tensor:
         """Images with dequantisation noise of the model's width, from draws in [-1/2, 1/2)."""
         return x if draws is None else x + draws / self.config.dequantization_steps
+
+    def _bits(self, log_density: Tensor, x: Tensor) -> Tensor:
+        """Bits per dimension of the quantisation bins, from a density in nats."""
+        dimensions = x[0].numel()
+        log_probability = log_density - dimensions * math.log(self.config.dequantization_steps)
+        return -log_probability / (dimensions * math.log(2))
 
     def _check(self, x: Tensor) -> None:
         multiple = self.config.size_multiple
@@ -256,6 +324,31 @@ class DeFlow(nn.Module):
                 f"expected images of shape [B, 3, H, W] with H and W multiples of {multiple}, "
                 f"got {list(x.shape)}; pad them with deflow_aug.resize.pad_to_multiple"
             )
+
+
+def _mixed_statistics(
+    weights: Mapping[str, float], known: Mapping[str, ChannelStatistics]
+) -> ChannelStatistics:
+    """Weighted means of channel statistics; a domain without them keeps the clean colours."""
+    shares = {name: weight for name, weight in weights.items() if name in known}
+    if not shares:
+        return UNMATCHED
+    total = math.fsum(shares.values())
+
+    def mean(terms: Sequence[tuple[float, tuple[float, float, float]]]) -> Any:
+        return tuple(math.fsum(w * row[c] for w, row in terms) for c in range(3))
+
+    parts = [(weight / total, known[name]) for name, weight in shares.items()]
+    clean_mean = mean([(w, row.clean_mean) for w, row in parts])
+    clean_std = mean([(w, row.clean_std) for w, row in parts])
+    clean = ChannelStatistics(clean_mean, clean_std, clean_mean, clean_std)
+    every = [(weight, known.get(name, clean)) for name, weight in weights.items()]
+    return ChannelStatistics(
+        clean_mean,
+        clean_std,
+        mean([(w, row.degraded_mean) for w, row in every]),
+        mean([(w, row.degraded_std) for w, row in every]),
+    )
 
 
 def channels_last(model: DeFlow) -> DeFlow:

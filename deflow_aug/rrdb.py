@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deflow_aug.recompute import recomputed
+
 NEGATIVE_SLOPE = 0.2
 RESIDUAL_SCALE = 0.2
 
@@ -55,7 +57,7 @@ class RRDBTrunk(nn.Module):
         """The trunk's output, and the outputs of the blocks numbered in ``stacked``."""
         y, outputs = self.conv_first(x), {}
         for number, block in enumerate(self.body):
-            y = block(y)
+            y = recomputed(block, y)
             if number in stacked:
                 outputs[number] = y
         # The skip of the published DeFlow (and SRFlow) starts here, ESRGAN's before the blocks.

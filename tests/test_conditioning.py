@@ -42,7 +42,7 @@ def twice(x: Tensor) -> Tensor:
 def test_features_have_the_size_of_their_level(scale: int, levels: int) -> None:
     side = ModelConfig(scale=scale, levels=levels).size_multiple
     h = draw(2, 3, side // scale, 3 * side // scale)
-    features = make_network(scale, levels)(h)
+    features = [map_.dense() for map_ in make_network(scale, levels)(h)]
     expected = [(2, 12, side >> level, 3 * side >> level) for level in range(1, levels + 1)]
     assert [tuple(feature.shape) for feature in features] == expected
     assert ENCODER.feature_channels == 12  # the map's four and two blocks' four each
@@ -58,7 +58,7 @@ def test_features_of_each_factor_are_made_as_published() -> None:
     quadruple = F.leaky_relu(network.upconvs[1](twice(double)), 0.2)
     half = F.avg_pool2d(last, 2)  # bilinear x 1/2 without antialiasing
     for feature, expected in zip(network(h), [quadruple, double, last, half], strict=True):
-        assert_close(feature[:, :4], expected, rtol=1e-12, atol=1e-12)
+        assert_close(feature.dense()[:, :4], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_block_outputs_follow_the_map() -> None:
@@ -66,7 +66,7 @@ def test_block_outputs_follow_the_map() -> None:
     h = draw(1, 3, 4, 6)
     _, outputs = network.trunk(h, (0, 2))
     stacked = torch.cat([outputs[0], outputs[2]], 1)
-    double, same, half = (feature[:, 4:] for feature in network(h))
+    double, same, half = (feature.dense()[:, 4:] for feature in network(h))
     assert_close(double, twice(stacked), rtol=0, atol=0)
     assert_close(same, stacked, rtol=0, atol=0)
     assert_close(half, stacked[:, :, ::2, ::2], rtol=0, atol=0)

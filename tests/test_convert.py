@@ -75,10 +75,11 @@ def outputs(model: DeFlow, reference: dict[str, Tensor], dtype: torch.dtype) -> 
     image, *noise = (reference[name].to(dtype) for name in ("hr", "noise0", "noise1"))
     result = {"lr": domain_invariant(image, model.config.scale)}
     with torch.no_grad():
-        features = model.features(image)
-        for factor, feature in zip(model.conditioning.factors, features, strict=True):
+        maps = [map_.dense() for map_ in model.conditioning(result["lr"])]
+        for factor, feature in zip(model.conditioning.factors, maps, strict=True):
             result[f"{MAP_NAMES[factor]}_sum"] = feature.sum((2, 3))
             result[f"{MAP_NAMES[factor]}_patch"] = feature[:, :, :4, :4]
+        features = model.features(image)
         latents, _ = model.encode(image, features)
         result["z0"], result["z1"] = latents
         result["decoded"] = model.decode(latents, features)

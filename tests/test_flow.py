@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from torch.testing import assert_close
 from deflow_aug.config import EncoderConfig, ModelConfig
 from deflow_aug.flow.base import Chain, Invertible
 from deflow_aug.flow.coupling import SCALE_EPS, AffineCoupling, AffineInjector, AffineNet
-from deflow_aug.flow.glow import ConditionalGlow, FlowStep, TransitionStep
+from deflow_aug.flow.features import FeatureMap
+from deflow_aug.flow.glow import ConditionalGlow, FlowStep, Prepared, TransitionStep
 from deflow_aug.flow.layers import ActNorm, ChannelAffine, Conv1x1, Squeeze, initializing
 from deflow_aug.flow.split import Split
 from deflow_aug.model import DeFlow
@@ -47,6 +48,15 @@ def randomised(module: M, scale: float = 0.3) -> M:
 
 def draw(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64)
+
+
+def ready(layer: Invertible, features: Tensor) -> Any:
+    """What the layer computes of a conditioning map before it encodes or decodes."""
+    return layer.prepare(FeatureMap(features))
+
+
+def ready_flow(flow: ConditionalGlow, features: Sequence[Tensor]) -> Prepared:
+    return flow.prepare([FeatureMap(feature) for feature in features])
 
 
 def assert_bijection(encode: Encode, decode: Decode, x: Tensor) -> None:
@@ -98,11 +108,11 @@ def test_layer_is_a_bijection_with_its_logdet(
     features = draw(2, FEATURES, 2, 4)
 
     def encode(x: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        z, logdet = layer.encode(x, features[: len(x)])
+        z, logdet = layer.encode(x, ready(layer, features[: len(x)]))
         return [z], logdet
 
     def decode(z: Sequence[Tensor]) -> Tensor:
-        return layer.decode(z[0], features)
+        return layer.decode(z[0], ready(layer, features))
 
     assert_bijection(encode, decode, draw(2, channels, 2, 4))
 
@@ -142,28 +152,29 @@ def test_whole_flow_is_a_bijection_with_its_logdet(
     features = [draw(2, 4, height >> level, width >> level) for level in range(1, levels + 1)]
 
     def encode(x: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        return flow.encode(x, [feature[: len(x)] for feature in features])
+        return flow.encode(x, ready_flow(flow, [feature[: len(x)] for feature in features]))
 
     x = draw(2, 3, height, width)
-    assert_bijection(encode, lambda z: flow.decode(z, features), x)
+    assert_bijection(encode, lambda z: flow.decode(z, ready_flow(flow, features)), x)
 
 
 def test_model_is_a_bijection_with_its_logdet_given_features() -> None:
     """The features of an image are side information: constants, though they are read off it."""
     model = randomised(DeFlow(tiny(2, (1,))), scale=0.03)
     x = 0.5 + 0.2 * draw(2, 3, 4, 8)
-    features = [feature.detach() for feature in model.features(x)]
+    with torch.no_grad():
+        features = [model.features(x[:1]), model.features(x)]
 
     def encode(x: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        return model.encode(x, [feature[: len(x)] for feature in features])
+        return model.encode(x, features[len(x) - 1])
 
-    assert_bijection(encode, lambda z: model.decode(z, features), x)
+    assert_bijection(encode, lambda z: model.decode(z, features[1]), x)
 
 
 def test_splits_leave_first() -> None:
     flow = randomised(ConditionalGlow(tiny(3, (1, 2))), scale=0.03)
     features = [draw(1, 4, 8 >> level, 16 >> level) for level in (1, 2, 3)]
-    latents, _ = flow.encode(draw(1, 3, 8, 16), features)
+    latents, _ = flow.encode(draw(1, 3, 8, 16), ready_flow(flow, features))
     assert [tuple(z.shape[1:]) for z in latents] == [(6, 4, 8), (12, 2, 4), (48, 1, 2)]
 
 
@@ -294,7 +305,8 @@ def test_initializing_reaches_every_actnorm_of_a_flow() -> None:
     """Those that stand for the biases of the networks too."""
     flow = ConditionalGlow(tiny(2, (1,))).double()
     with initializing(flow):
-        flow.encode(draw(2, 3, 4, 8), [draw(2, 4, 2, 4), draw(2, 4, 1, 2)])
+        prepared = ready_flow(flow, [draw(2, 4, 2, 4), draw(2, 4, 1, 2)])
+        flow.encode(draw(2, 3, 4, 8), prepared)
     norms = [module for module in flow.modules() if isinstance(module, ChannelAffine)]
     # Each level: one in the transition step; one, and two in each of two networks, in the step.
     assert len(norms) == 2 * (1 + 1 + 2 * 2)
@@ -314,7 +326,7 @@ def test_coupling_keeps_the_first_half_and_transforms_the_second() -> None:
     layer = AffineCoupling(4, FEATURES, HIDDEN).double()
     x, features = draw(2, 4, 2, 4), draw(2, FEATURES, 2, 4)
     with_constant_output(layer.net, torch.tensor([10.0, 0.5, 20.0, -3.0]))
-    z, _ = layer.encode(x, features)
+    z, _ = layer.encode(x, ready(layer, features))
     # Even outputs are shifts, odd ones raw scales, as in the published weights.
     first, second = 1 / (1 + math.exp(-2.5)) + 1e-3, 1 / (1 + math.exp(1)) + 1e-3
     assert_close(z[:, :2], x[:, :2], rtol=0, atol=0)
@@ -326,8 +338,11 @@ def test_coupling_reads_the_first_half_before_the_features() -> None:
     """The order of the network's inputs is part of the published weights."""
     layer = randomised(AffineCoupling(4, FEATURES, HIDDEN))
     x, features = draw(1, 4, 2, 4), draw(1, FEATURES, 2, 4)
-    shift, scale = layer.net(torch.cat([x[:, :2], features], 1))
-    z, _ = layer.encode(x, features)
+    # As a network without a shared part: all of it is features.
+    net = AffineNet(2 + FEATURES, HIDDEN, 2).double()
+    net.load_state_dict(layer.net.state_dict())
+    shift, scale = net(net.respond(FeatureMap(torch.cat([x[:, :2], features], 1))))
+    z, _ = layer.encode(x, ready(layer, features))
     assert_close(z[:, 2:], x[:, 2:] / scale - shift, rtol=1e-12, atol=1e-12)
 
 
@@ -335,7 +350,7 @@ def test_injector_transforms_all_channels_alike() -> None:
     layer = AffineInjector(2, FEATURES, HIDDEN).double()
     x, features = draw(2, 2, 2, 4), draw(2, FEATURES, 2, 4)
     with_constant_output(layer.net, torch.tensor([10.0, 0.5, 20.0, 0.5]))
-    z, _ = layer.encode(x, features)
+    z, _ = layer.encode(x, ready(layer, features))
     scale = 1 / (1 + math.exp(-2.5)) + 1e-3
     shift = torch.tensor([10.0, 20.0], dtype=torch.float64)[:, None, None]
     assert_close(z, x / scale - shift, rtol=1e-12, atol=1e-12)
@@ -347,11 +362,11 @@ def test_scales_stay_within_bounds(raw: float) -> None:
     layer = AffineInjector(2, FEATURES, HIDDEN).double()
     with_constant_output(layer.net, torch.tensor([0.0, raw, 0.0, raw]))
     x, features = draw(1, 2, 2, 4), draw(1, FEATURES, 2, 4)
-    z, logdet = layer.encode(x, features)
+    z, logdet = layer.encode(x, ready(layer, features))
     assert logdet.isfinite().all()
     assert (x / z).max() <= 1 + 2 * SCALE_EPS
     assert (x / z).min() >= 0.999 * SCALE_EPS
-    assert_close(layer.decode(z, features), x, rtol=1e-12, atol=1e-12)
+    assert_close(layer.decode(z, ready(layer, features)), x, rtol=1e-12, atol=1e-12)
 
 
 def test_last_layer_multiplies_by_exp_of_three_logs() -> None:
@@ -359,7 +374,7 @@ def test_last_layer_multiplies_by_exp_of_three_logs() -> None:
     with_constant_output(net, torch.tensor([1.0, 0.0]))
     with torch.no_grad():
         net.last.logs.fill_(0.2)
-    shift, _ = net(draw(1, FEATURES, 2, 4))
+    shift, _ = net(net.respond(FeatureMap(draw(1, FEATURES, 2, 4))))
     assert_close(shift, torch.full_like(shift, math.exp(0.6)), rtol=1e-12, atol=0)
 
 

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from deflow_aug.flow.features import FeatureMap
 
 
 class Invertible(nn.Module):
     """A map x -> z, invertible for any fixed conditioning features.
 
-    ``encode`` goes from images towards latents, ``decode`` back; both take [B, C, H, W].
+    ``prepare`` computes what depends on the features and the parameters alone, once for any
+    number of passes; ``encode`` goes from images towards latents, ``decode`` back. Both take
+    [B, C, H, W] and what ``prepare`` returned, which is the layer's own affair.
     """
 
-    def encode(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, features: FeatureMap) -> Any:
+        """What ``encode`` and ``decode`` take; nothing, for layers without conditioning."""
+        return None
+
+    def encode(self, x: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
         """z and log|det dz/dx| in nats, of shape [B]."""
         raise NotImplementedError
 
-    def decode(self, z: Tensor, features: Tensor) -> Tensor:
+    def decode(self, z: Tensor, prepared: Any = None) -> Tensor:
         """The x with encode(x) = z."""
         raise NotImplementedError
 
@@ -31,16 +39,19 @@ class Chain(Invertible):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def encode(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, features: FeatureMap) -> list[Any]:
+        return [cast(Invertible, layer).prepare(features) for layer in self.layers]
+
+    def encode(self, x: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(x.shape[0])
-        for layer in self.layers:
-            x, logdet = cast(Invertible, layer).encode(x, features)
+        for layer, own in zip(self.layers, prepared, strict=True):
+            x, logdet = cast(Invertible, layer).encode(x, own)
             total = total + logdet
         return x, total
 
-    def decode(self, z: Tensor, features: Tensor) -> Tensor:
-        for layer in reversed(self.layers):
-            z = cast(Invertible, layer).decode(z, features)
+    def decode(self, z: Tensor, prepared: Any = None) -> Tensor:
+        for layer, own in zip(reversed(self.layers), reversed(prepared), strict=True):
+            z = cast(Invertible, layer).decode(z, own)
         return z
 
 

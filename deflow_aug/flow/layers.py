@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +17,10 @@ from deflow_aug.flow.base import Invertible, per_image, pixels
 class Squeeze(Invertible):
     """2 x 2 pixels become four channels (order of ``pixel_unshuffle``); volume preserving."""
 
-    def encode(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
         return F.pixel_unshuffle(x, 2), x.new_zeros(x.shape[0])
 
-    def decode(self, z: Tensor, features: Tensor) -> Tensor:
+    def decode(self, z: Tensor, prepared: Any = None) -> Tensor:
         return F.pixel_shuffle(z, 2)
 
 
@@ -80,11 +82,11 @@ class ActNorm(Invertible):
         super().__init__()
         self.affine = ChannelAffine(channels)
 
-    def encode(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
         z = self.affine(x)  # first: initialisation sets logs
         return z, per_image(self.affine.logs.sum() * pixels(x), x)
 
-    def decode(self, z: Tensor, features: Tensor) -> Tensor:
+    def decode(self, z: Tensor, prepared: Any = None) -> Tensor:
         return self.affine.invert(z)
 
 
@@ -142,18 +144,39 @@ class Conv1x1(Invertible):
         inverse = torch.linalg.solve_triangular(upper, half, upper=True)
         return inverse.to(self.log_s.dtype)
 
-    def encode(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
         z = _mix(x, self.weight())
         return z, per_image(self.log_s.sum() * pixels(x), x)
 
-    def decode(self, z: Tensor, features: Tensor) -> Tensor:
+    def decode(self, z: Tensor, prepared: Any = None) -> Tensor:
         return _mix(z, self.inverse_weight())
 
 
-def _mix(x: Tensor, weight: Tensor) -> Tensor:
-    """weight @ x at every position."""
+class FoldedMix:
+    """An actnorm and the 1x1 convolution after it as one matrix, z = W diag(s) (x + b)."""
+
+    def __init__(self, actnorm: ActNorm, conv: Conv1x1) -> None:
+        self.actnorm, self.conv = actnorm.affine, conv
+        self.weight = conv.weight() * self.actnorm.logs.exp()
+        self.bias = self.weight @ self.actnorm.bias
+        self.logdet = self.actnorm.logs.sum() + conv.log_s.sum()  # at each position
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """diag(1/s) W^-1, computed in float64, once for any number of samples."""
+        return self.conv.inverse_weight() * (-self.actnorm.logs).exp()[:, None]
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _mix(x, self.weight, self.bias), per_image(self.logdet * pixels(x), x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return _mix(z, self.inverse, -self.actnorm.bias)
+
+
+def _mix(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """weight @ x + bias at every position."""
     # Not conv2d: that computes in TF32 on GPUs, and with it this layer would not invert exactly.
-    return F.linear(x.movedim(1, -1), weight).movedim(-1, 1)
+    return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
 
 
 def _channels(x: Tensor) -> Tensor:

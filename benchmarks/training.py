@@ -1,0 +1,143 @@
+"""Memory and time of a training step: this library's beside the plain computation.
+
+    python benchmarks/training.py                      # published x4 architecture, 2 crops of 160
+    python benchmarks/training.py --config small       # a recipe's own model, batch and crop
+
+The plain computation (``tests/plain.py``) convolves the features anew in every step of the flow
+and keeps every activation for the backward pass. A step is likelihood, gradients and Adam's
+update. Memory is the peak of a process of its own for each, less what Python and PyTorch take
+without a model (on a GPU: of what PyTorch allocated); times are medians of steps taken in turns in
+one process, so that both meet the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import plain
+
+from deflow_aug.config import ModelConfig
+from deflow_aug.devices import resolve
+from deflow_aug.model import DeFlow, channels_last
+
+WAYS = ("plain", "lean")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", help="a recipe, bundled or a YAML file")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--crop", type=int, default=160)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, help="of the CPU; default: PyTorch's")
+    parser.add_argument("--seconds", type=float, default=60, help="to time for")
+    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = resolve(arguments.device)
+    config, batch, crop = ModelConfig(), arguments.batch, arguments.crop
+    if arguments.config:
+        from deflow_aug.training.recipes import load_recipe
+
+        recipe = load_recipe(arguments.config)
+        config, batch, crop = recipe.model, recipe.batch_size, recipe.crop
+    bare = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    model, steps = make_steps(config, batch, crop, device)
+    if arguments.memory_of:
+        print(json.dumps(peak(steps[arguments.memory_of], device, bare)))
+        return
+
+    print(
+        f"{config.levels} levels of {config.steps} steps, {config.hidden} hidden channels, "
+        f"s = {config.scale}; batch of {batch} x {crop} x {crop}; {device}, "
+        f"{torch.get_num_threads()} threads"
+    )
+    memory = {way: measure_elsewhere(way) for way in WAYS}
+    times = in_turns(steps, arguments.seconds)
+    # Weights, gradients and Adam's two moments, which no scheme can do without.
+    state = 4 * sum(p.nbytes for p in model.parameters()) / 1e9
+    print(f"{'':8}{'peak':>10}{'of it activations':>20}{'a step':>12}")
+    for way in WAYS:
+        print(f"{way:8}{memory[way]:7.2f} GB{memory[way] - state:17.2f} GB{times[way]:10.2f} s")
+    activations = (memory["lean"] - state) / (memory["plain"] - state)
+    peaks, seconds = memory["lean"] / memory["plain"], times["lean"] / times["plain"]
+    print(f"{'ratio':8}{peaks:7.2f}   {activations:17.2f}   {seconds:10.2f}")
+
+
+def make_steps(
+    config: ModelConfig, batch: int, crop: int, device: torch.device
+) -> tuple[DeFlow, dict[str, Callable[[], None]]]:
+    """A model, and a training step of each way on it."""
+    torch.manual_seed(0)
+    model = channels_last(DeFlow(config)).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
+    x = torch.rand(batch, 3, crop, crop, device=device).contiguous(
+        memory_format=torch.channels_last
+    )
+    small = crop // config.scale
+    noise = torch.randn(batch, 3, small, small, device=device)
+    draws = torch.rand_like(x) - 0.5
+    domains = (["clean", *config.domains] * batch)[:batch]
+    model.initialize(x, dequantization=draws, noise=noise)
+
+    def step(nll: Callable[..., torch.Tensor]) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        nll(x, domains, dequantization=draws, noise=noise).mean().backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return model, {
+        "plain": lambda: step(lambda *a, **k: plain.nll(model, *a, **k)),
+        "lean": lambda: step(model.nll),
+    }
+
+
+def peak(step: Callable[[], None], device: torch.device, bare: float) -> float:
+    """GB at the peak of two steps, less the ``bare`` process: Python, PyTorch and no model."""
+    step()
+    step()  # Adam's moments exist from the first on
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 - bare
+
+
+def measure_elsewhere(way: str) -> float:
+    """:func:`peak` in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", way]
+    # The C library then gives freed tensors back at once: what is resident is what is in use.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+    total: float = json.loads(result.stdout)
+    return total
+
+
+def in_turns(steps: dict[str, Callable[[], None]], seconds: float) -> dict[str, float]:
+    """Median seconds of a step of each way."""
+    taken: dict[str, list[float]] = {way: [] for way in steps}
+    for step in steps.values():
+        step()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken["lean"]) < 3:
+        for way, step in steps.items():
+            started = time.perf_counter()
+            step()
+            taken[way].append(time.perf_counter() - started)
+    return {way: statistics.median(values) for way, values in taken.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The library's computation against the plain one: the same numbers, and the same gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import plain
+import pytest
+import torch
+import torch.nn.functional as F
+from small import small_model
+from torch import Tensor
+from torch.testing import assert_close
+
+from deflow_aug.config import EncoderConfig
+from deflow_aug.degrader import DeFlowDegrader
+from deflow_aug.flow.features import FeatureMap, convolve_repeated
+from deflow_aug.model import DeFlow
+
+DOMAINS = ["clean", "degraded"]
+
+
+@pytest.mark.parametrize("repeats", [2, 4, 8])
+def test_convolving_repeated_pixels_is_convolving_the_upsampled_map(repeats: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 5, 3, 4).double(), torch.randn(7, 5, 3, 3).double()
+    upsampled = F.interpolate(x, scale_factor=repeats, mode="nearest")
+    expected = F.conv2d(upsampled, weight, padding=1)
+    assert_close(convolve_repeated(x, weight, repeats), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_feature_map_convolves_its_dense_map() -> None:
+    torch.manual_seed(0)
+    map_ = FeatureMap(torch.randn(1, 3, 8, 12).double(), torch.randn(1, 2, 2, 3).double(), 4)
+    weight = torch.randn(4, 5, 3, 3).double()
+    assert map_.channels == map_.dense().shape[1] == 5
+    expected = F.conv2d(map_.dense(), weight, padding=1)
+    assert_close(map_.convolve(weight), expected, rtol=1e-12, atol=1e-12)
+
+
+def settled(dtype: torch.dtype, **changes: object) -> tuple[DeFlow, Tensor, Tensor, Tensor]:
+    """A small model with initialised actnorms, images, dequantisation and conditioning noise."""
+    model = small_model(**changes).to(dtype)
+    torch.manual_seed(1)
+    x = torch.rand(2, 3, 32, 48, dtype=dtype)
+    draws = torch.rand_like(x) - 0.5
+    scale = model.config.scale
+    noise = torch.randn(2, 3, 32 // scale, 48 // scale, dtype=dtype)
+    for name, buffer in model.named_buffers():
+        if name.endswith("initialized"):
+            buffer.fill_(False)
+    model.initialize(x, dequantization=draws, noise=noise)
+    return model, x, draws, noise
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+@pytest.mark.parametrize("splits", [(), (1,)])
+def test_likelihood_and_gradients_are_the_plain_ones(scale: int, splits: tuple[int, ...]) -> None:
+    """In float64, to its rounding: recomputed, folded and shared, but the same function."""
+    model, x, draws, noise = settled(
+        torch.float64, scale=scale, levels=3, steps=2, split_levels=splits
+    )
+    results = []
+    for nll in (
+        lambda *a: plain.nll(model, *a),
+        lambda x, d, u, n: model.nll(x, d, dequantization=u, noise=n),
+    ):
+        bits = nll(x, DOMAINS, draws, noise)
+        results.append((bits, torch.autograd.grad(bits.mean(), list(model.parameters()))))
+    (plain_bits, plain_gradients), (bits, gradients) = results
+    assert_close(bits, plain_bits, rtol=1e-10, atol=1e-10)
+    for gradient, expected, name in zip(
+        gradients, plain_gradients, dict(model.named_parameters()), strict=True
+    ):
+        assert_close(gradient, expected, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+    assert any(gradient.abs().max() > 1e-3 for gradient in gradients)
+
+
+def test_gradients_in_float32_differ_from_the_plain_ones_by_rounding() -> None:
+    model, x, draws, noise = settled(torch.float32, levels=3, steps=2)
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(plain.nll(model, x, DOMAINS, draws, noise).mean(), parameters)
+    bits = model.nll(x, DOMAINS, dequantization=draws, noise=noise)
+    gradients = torch.autograd.grad(bits.mean(), parameters)
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert_close(gradient, wanted, rtol=1e-3, atol=1e-5 * largest)
+
+
+def test_samples_of_the_default_weights_are_the_plain_ones() -> None:
+    model = DeFlowDegrader.from_pretrained(device="cpu").model
+    torch.manual_seed(1)
+    x = torch.rand(1, 3, 8, 12).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    noise, draws = (
+        torch.randn(1, 3, 8, 12),
+        [torch.randn(1, *s) for s in model.latent_shapes(32, 48)],
+    )
+    with torch.no_grad():
+        expected = plain.degrade(model, x, draws, "degraded", noise)
+        features = model.features(x, noise)
+        latents, _ = model.encode(x, features)
+        shifted = model.degrade(latents, draws, ["degraded"], torch.ones(1))
+        result = model.decode(shifted, features)
+    assert (expected - x).std() > 0.01
+    assert_close(result, expected, rtol=0, atol=1e-4)
+
+
+def test_backward_keeps_little_more_than_one_step() -> None:
+    """Eight times the flow steps and blocks must not need eight times the memory."""
+
+    def kept(nll: Callable[..., Tensor], steps: int, blocks: int) -> int:
+        encoder = EncoderConfig(channels=16, growth=16, blocks=blocks, stacked_blocks=())
+        model = small_model(levels=1, steps=steps, split_levels=(), encoder=encoder, hidden=16)
+        parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        stored: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                stored[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            graph = nll(model, torch.rand(1, 3, 64, 64), ["clean"])
+            assert graph.requires_grad  # and what it keeps is alive until here
+        return sum(stored.values())
+
+    growth, plain_growth = (
+        kept(nll, steps=8, blocks=8) - kept(nll, steps=1, blocks=1)
+        for nll in (DeFlow.nll, plain.nll)
+    )
+    assert growth < 0.1 * plain_growth
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_autocast_changes_the_conditioning_alone() -> None:
+    model, x, _, noise = settled(torch.float32, levels=2)
+    exact = model.nll(x, DOMAINS, noise=noise)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        bits = model.nll(x, DOMAINS, noise=noise)
+        bits.mean().backward()
+        with torch.no_grad():
+            features = model.features(x, noise)
+            latents, logdet = model.encode(x, features)
+            back = model.decode(latents, features)
+    assert bits.dtype == logdet.dtype == latents[0].dtype == torch.float32
+    assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+    # The inverse does not suffer: both directions use the very same shifts and scales.
+    assert_close(back, x, rtol=0, atol=1e-4)
+    assert not torch.equal(bits, exact)  # so something did run in bfloat16
+    assert_close(bits, exact, rtol=0.05, atol=0.05)
+    with torch.no_grad():
+        outside = model.encode(x, features)[0]
+    assert_close(outside, latents, rtol=0, atol=0)
+
+
+def test_without_conditioning_the_image_does_not_reach_the_features() -> None:
+    model, x, _, noise = settled(torch.float32, conditioned=False)
+    z, _ = model.encode(x, model.features(x, noise))
+    again, _ = model.encode(x, model.features(x.flip(0), 3 * noise))
+    assert_close(again, z, rtol=0, atol=0)
+    conditioned, x, _, noise = settled(torch.float32)
+    z, _ = conditioned.encode(x, conditioned.features(x, noise))
+    other, _ = conditioned.encode(x, conditioned.features(x.flip(0), noise))
+    assert not torch.allclose(other[0], z[0], atol=1e-3)
