@@ -90,7 +90,10 @@ class UnpackedImage:
             if not bool(torch.isfinite(samples).all()):
                 raise ValueError("samples must be finite, got NaN or infinity")
             built = self._carrier.build(samples.clamp(0, 1))
-            return built if stack else built[0]
+            result = built if stack else built[0]
+        # Last, for an item of a torchvision image is a plain tensor.
+        kind = getattr(self._carrier, "kind", Tensor)
+        return result if kind is Tensor else result.as_subclass(kind)
 
 
 def unpack(img: Picture) -> UnpackedImage:
@@ -207,7 +210,7 @@ class _TensorCarrier:
         out[..., :bands, :, :] = colour.reshape(n, *self.shape[:-3], bands, *self.shape[-2:])
         if self.alpha is not None:
             out[..., bands:, :, :] = self.alpha
-        return out if self.kind is Tensor else out.as_subclass(self.kind)
+        return out
 
 
 def _name(dtype: torch.dtype) -> str:
