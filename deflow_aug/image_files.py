@@ -104,6 +104,33 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image | Array:
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error
 
 
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width by the file's header, without decoding the picture.
+
+    They are those of the stored picture: an EXIF orientation may swap them in `read_image`. What
+    follows the header may still be damaged. Raises as `read_image` does.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file, Image.open(file) as img:
+            return img.height, img.width
+    except UnidentifiedImageError as error:
+        reason = (
+            "not an image, or of a format that Pillow does not know"
+            if path.stat().st_size
+            else "the file is empty (0 bytes)"
+        )
+        raise UnreadableImageError(f"cannot read image {path}: {reason}") from error
+    except MemoryError:
+        raise
+    except OSError as error:
+        if error.errno is not None:
+            raise  # of the file system, not of the decoder
+        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+    except Exception as error:
+        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+
+
 # Damaged EXIF data raise exceptions of several kinds in Pillow, when read and when written. The
 # picture itself is sound, so they are dropped.
 

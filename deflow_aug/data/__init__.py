@@ -1,1 +1,1 @@
-"""Training data."""
+"""Training data: crops of folders of images, in batches, decoded beside the training."""
