@@ -34,8 +34,9 @@ def test_feature_map_convolves_its_dense_map() -> None:
     map_ = FeatureMap(torch.randn(1, 3, 8, 12).double(), torch.randn(1, 2, 2, 3).double(), 4)
     weight = torch.randn(4, 5, 3, 3).double()
     assert map_.channels == map_.dense().shape[1] == 5
-    expected = F.conv2d(map_.dense(), weight, padding=1)
-    assert_close(map_.convolve(weight), expected, rtol=1e-12, atol=1e-12)
+    bias = torch.randn(4).double()
+    expected = F.conv2d(map_.dense(), weight, bias, padding=1)
+    assert_close(map_.convolve(weight, bias), expected, rtol=1e-12, atol=1e-12)
 
 
 def settled(dtype: torch.dtype, **changes: object) -> tuple[DeFlow, Tensor, Tensor, Tensor]:

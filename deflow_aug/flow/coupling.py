@@ -58,11 +58,15 @@ class ConvZeros(nn.Module):
         nn.init.zeros_(self.conv.bias)
         self.logs = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The even and the odd output channels."""
         scale = torch.exp(3 * self.logs)
         assert self.conv.bias is not None
         weight, bias = self.conv.weight * scale[:, None, None, None], self.conv.bias * scale
-        return F.conv2d(x, weight, bias, padding=1)
+        # Sorted before the convolution, each half is one block of the result.
+        weight, bias = (torch.cat([one[0::2], one[1::2]]) for one in (weight, bias))
+        even, odd = F.conv2d(x, weight, bias, padding=1).chunk(2, 1)
+        return even, odd
 
 
 class AffineNet(nn.Module):
@@ -83,7 +87,7 @@ class AffineNet(nn.Module):
     def respond(self, features: FeatureMap) -> Tensor:
         """The features' part of the first layer, before its ReLU: [B, hidden, H, W]."""
         weight, bias = self.first.folded()
-        return features.convolve(weight[:, self.kept :]) + bias[:, None, None]
+        return features.convolve(weight[:, self.kept :], bias)
 
     def forward(self, response: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         hidden = response
@@ -92,8 +96,8 @@ class AffineNet(nn.Module):
             hidden = hidden + F.conv2d(kept, weight, padding=1)
         hidden = F.relu(self.first.settle(hidden))
         hidden = F.relu(self.second.settle(F.conv2d(hidden, *self.second.folded())))
-        out = self.last(hidden)
-        return out[:, 0::2], torch.sigmoid(out[:, 1::2] + 2) + SCALE_EPS
+        shift, raw = self.last(hidden)
+        return shift, torch.sigmoid(raw + 2) + SCALE_EPS
 
 
 class AffineInjector(Invertible):

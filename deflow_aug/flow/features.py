@@ -35,14 +35,14 @@ class FeatureMap:
         upsampled = F.interpolate(self.coarse, scale_factor=self.repeats, mode="nearest")
         return torch.cat([self.fine, upsampled], 1)
 
-    def convolve(self, weight: Tensor) -> Tensor:
-        """``conv2d(self.dense(), weight, padding=1)`` for 3x3 kernels, [O, C + D, 3, 3].
+    def convolve(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """``conv2d(self.dense(), weight, bias, padding=1)`` for 3x3 kernels, [O, C + D, 3, 3].
 
         Computed in the precision of the map, returned in that of the weights.
         """
         dtype, channels = weight.dtype, self.fine.shape[1]
-        weight = weight.to(self.fine.dtype)
-        result = F.conv2d(self.fine, weight[:, :channels], padding=1).to(dtype)
+        weight, bias = weight.to(self.fine.dtype), bias.to(self.fine.dtype)
+        result = F.conv2d(self.fine, weight[:, :channels], bias, padding=1).to(dtype)
         if self.coarse is None:
             return result
         coarse = convolve_repeated(self.coarse, weight[:, channels:], self.repeats)

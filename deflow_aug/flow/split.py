@@ -32,5 +32,5 @@ class Split(nn.Module):
         return torch.cat([kept, mean + torch.exp(logs) * latent], 1)
 
     def _prior(self, kept: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.prior(kept)
-        return out[:, 0::2], out[:, 1::2]
+        mean, logs = self.prior(kept)
+        return mean, logs
