@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--pairs", type=Path, action="append", required=True, metavar="DIR")
     parser.add_argument("--weights", help="name or folder of the weights; default: the library's")
+    parser.add_argument("--domain", help="degraded domain, where the weights have several")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -78,7 +79,10 @@ def model(args: argparse.Namespace) -> Callable[[Image8], Image8]:
     seeds = itertools.count(args.seed * 1_000_003)  # far apart, lest neighbouring seeds share draws
 
     def degrade(clean: Image8) -> Image8:
-        return np.asarray(degrader.degrade(clean, temperature=args.temperature, seed=next(seeds)))
+        result = degrader.degrade(
+            clean, temperature=args.temperature, seed=next(seeds), domain=args.domain
+        )
+        return np.asarray(result)
 
     return degrade
 

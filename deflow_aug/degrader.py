@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,19 @@ from deflow_aug.card import model_card
 from deflow_aug.config import CLEAN
 from deflow_aug.devices import resolve
 from deflow_aug.images import unpack
-from deflow_aug.model import DeFlow, channels_last
+from deflow_aug.latent import normalized_weights
+from deflow_aug.model import DeFlow, Domain, channels_last
 from deflow_aug.randomness import Stream
-from deflow_aug.resize import pad_to_multiple
+from deflow_aug.resize import bicubic_downscale, pad_to_multiple
 
 Images = Image.Image | NDArray[Any] | Tensor
 Seed = int | Sequence[int] | None
+Domains = Domain | Sequence[Domain] | None
 
 EIGHT_BIT_STEPS = 255
+
+RANDOM = "random"
+"""In place of a domain's name: one of the model's degraded domains, drawn for each image."""
 
 
 class DeFlowDegrader(ModelHubMixin):
@@ -175,6 +180,10 @@ class DeFlowDegrader(ModelHubMixin):
 
     # -- sampling --------------------------------------------------------------------------
 
+    def check_domain(self, domain: Domain | None) -> None:
+        """Raise, as :meth:`degrade` would, unless that takes this domain for every image."""
+        self._degraded_domain(domain, restoring=False)
+
     def degrade(
         self,
         img: Images,
@@ -182,7 +191,7 @@ class DeFlowDegrader(ModelHubMixin):
         n_samples: int = 1,
         *,
         seed: Seed = None,
-        domain: str | None = None,
+        domain: Domains = None,
     ) -> Any:
         """Degraded versions of clean images: y = f^-1(f(x; h(x)) + tau u; h(x)) (eq. 3, 8, 40).
 
@@ -196,6 +205,10 @@ class DeFlowDegrader(ModelHubMixin):
                 seed share the latent noise: give a batch one seed for each image. None draws
                 fresh seeds. No global random state is read or changed.
             domain: which of the model's degraded domains; may be left out if there is only one.
+                "random": each image draws one, fixed by its seed, for each sample anew.
+                {"low": 0.5, "vintage": 0.5}: a shift between domains, whose mean, covariance and
+                channel statistics are the means of theirs with these weights, divided by their
+                sum. A sequence: one of these for each image of the batch.
 
         Returns:
             The kind of image that came in. For n_samples > 1 a list of PIL images, or an array or
@@ -205,12 +218,13 @@ class DeFlowDegrader(ModelHubMixin):
             TypeError, ValueError: for images that are none of the above, values out of range, or
                 arguments that do not fit the batch.
         """
-        name = self._degraded_domain(domain)
 
-        def latents(z: Sequence[Tensor], noise: Sequence[Tensor], tau: Tensor) -> list[Tensor]:
-            return self.model.degrade(z, noise, [name] * len(tau), tau)
+        def latents(
+            z: Sequence[Tensor], noise: Sequence[Tensor], tau: Tensor, drawn: Sequence[Domain]
+        ) -> list[Tensor]:
+            return self.model.degrade(z, noise, drawn, tau)
 
-        return self._sample(img, latents, (CLEAN, name), temperature, n_samples, seed)
+        return self._sample(img, latents, domain, temperature, n_samples, seed)
 
     def restore(
         self,
@@ -219,24 +233,87 @@ class DeFlowDegrader(ModelHubMixin):
         *,
         seed: Seed = None,
         mean: bool = False,
-        domain: str | None = None,
+        domain: Domains = None,
     ) -> Any:
         """Clean versions of degraded images, drawn from p(x given y).
 
         Args:
-            img, n_samples, seed, domain: as in :meth:`degrade`.
+            img, n_samples, seed: as in :meth:`degrade`.
+            domain: as in :meth:`degrade`, but not "random": which domain an image comes from is
+                not to be drawn.
             mean: decode the mean of the posterior latents instead of a draw from them. Nothing
                 is random then: no noise is added to anything, and ``seed`` has no effect.
 
         Returns:
             As :meth:`degrade`.
         """
-        name = self._degraded_domain(domain)
 
-        def latents(z: Sequence[Tensor], noise: Sequence[Tensor], tau: Tensor) -> list[Tensor]:
-            return self.model.restore(z, None if mean else noise, [name] * len(tau))
+        def latents(
+            z: Sequence[Tensor], noise: Sequence[Tensor], tau: Tensor, drawn: Sequence[Domain]
+        ) -> list[Tensor]:
+            return self.model.restore(z, None if mean else noise, drawn)
 
-        return self._sample(img, latents, (name, CLEAN), 1.0, n_samples, seed, noisy=not mean)
+        return self._sample(
+            img, latents, domain, 1.0, n_samples, seed, noisy=not mean, restoring=True
+        )
+
+    def feed(
+        self,
+        gt: Tensor,
+        scale: int = 4,
+        temperature: float | Sequence[float] | Tensor = (0.5, 1.2),
+        *,
+        seed: int | None = None,
+        step: int = 0,
+        indices: Sequence[int] | None = None,
+        domain: Any = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Training pairs (lq, gt) of a batch of clean images: bicubic downscaling, degradation.
+
+        One line for frameworks that degrade where a batch arrives, on the device:
+        ``self.lq, self.gt = degrader.feed(data["gt"], scale=4)``.
+
+        Args:
+            gt: clean images [B, 3, H, W], uint8 or float in [0, 1], on any device.
+            scale: of the downscaling, MATLAB's ``imresize``; it divides H and W.
+            temperature: one for all, a range (low, high) that each image draws its own from, or
+                a tensor [B], one for each image.
+            seed: with it, what becomes of image i depends on (seed, step, indices[i]) alone,
+                whatever the batch. None draws anew. No global random state is read or changed.
+            step: number of the iteration, or of the epoch if indices number the whole data.
+            indices: numbers of the images, 0 ... B-1 unless given.
+            domain: as in :meth:`degrade`.
+
+        Returns:
+            lq [B, 3, H / scale, W / scale], in the values of 8-bit images, and gt; float32 in
+            [0, 1], on the device of the degrader.
+
+        Raises:
+            TypeError, ValueError: for images or arguments that do not fit.
+        """
+        if not isinstance(gt, Tensor) or gt.ndim != 4 or gt.shape[1] != 3:
+            given = tuple(gt.shape) if isinstance(gt, Tensor) else type(gt).__qualname__
+            raise ValueError(f"expected a batch of clean images, [B, 3, H, W], got {given}")
+        if not _is_integer(scale) or scale < 1:
+            raise ValueError(f"scale must be an integer of at least 1, got {scale!r}")
+        if gt.shape[-2] % scale or gt.shape[-1] % scale:
+            raise ValueError(
+                f"scale {scale} does not divide the {gt.shape[-2]} x {gt.shape[-1]} pixels of the "
+                f"clean images; crop them to a multiple of it"
+            )
+        numbers = list(range(len(gt)) if indices is None else indices)
+        if len(numbers) != len(gt):
+            raise ValueError(f"expected {len(gt)} indices, one an image, got {len(numbers)}")
+        run = randomness.fresh_seed() if seed is None else seed
+        seeds = [image_seed(run, step, number) for number in numbers]
+        if isinstance(temperature, Sequence):
+            low, high = temperature_range(temperature)
+            draws = [randomness.generator(one, Stream.TEMPERATURE) for one in seeds]
+            temperature = [float(draw.uniform(low, high)) for draw in draws]
+        pixels = unpack(gt.to(self.device, non_blocking=True)).pixels
+        small = bicubic_downscale(pixels, scale).clamp(0, 1)
+        lq = self.degrade(small, temperature, seed=seeds, domain=domain)
+        return (lq * EIGHT_BIT_STEPS).round() / EIGHT_BIT_STEPS, pixels
 
     @torch.no_grad()  # not inference_mode, whose tensors autograd refuses
     def log_prob(self, img: Images, domain: str = "clean") -> Any:
@@ -270,21 +347,24 @@ class DeFlowDegrader(ModelHubMixin):
     def _sample(
         self,
         img: Images,
-        latents: Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], list[Tensor]],
-        way: tuple[str, str],
+        latents: Callable[
+            [Sequence[Tensor], Sequence[Tensor], Tensor, Sequence[Domain]], list[Tensor]
+        ],
+        domain: Domains,
         temperature: float | Sequence[float] | Tensor,
         n_samples: int,
         seed: Seed,
         noisy: bool = True,
+        restoring: bool = False,
     ) -> Any:
-        """Samples of ``latents`` of the image's latents; ``way`` is from domain to domain."""
+        """Samples of ``latents`` of the image's latents: to the degraded domain, or from it."""
         if not _is_integer(n_samples) or n_samples < 1:
             raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}")
         unpacked = unpack(img)
         height, width = unpacked.pixels.shape[-2:]
         x = self._prepare(unpacked.pixels)
-        source, target = ([name] * len(x) for name in way)
-        x = self.model.match_colours(x, source)
+        domains, clean = self._degraded_domains(domain, len(x), restoring), [CLEAN] * len(x)
+        x = self.model.match_colours(x, domains if restoring else clean)
         seeds = _per_image_seeds(seed, len(x))
         tau = _per_image_temperature(temperature, len(x)).to(self.device)
 
@@ -304,8 +384,10 @@ class DeFlowDegrader(ModelHubMixin):
             elif not z:  # the same for all samples
                 z, _ = self.model.encode(x, features)
             draw = self._noise(shapes, seeds, Stream.LATENT, number)
-            y = self.model.decode(latents(z, draw, tau), features)
-            samples.append(self.model.unmatch_colours(y, target)[..., :height, :width])
+            drawn = self._drawn(domains, seeds, number)
+            y = self.model.decode(latents(z, draw, tau, drawn), features)
+            y = self.model.unmatch_colours(y, clean if restoring else drawn)
+            samples.append(y[..., :height, :width])
         return unpacked.pack(torch.stack(samples), stack=n_samples > 1)
 
     def _prepare(self, pixels: Tensor) -> Tensor:
@@ -328,16 +410,70 @@ class DeFlowDegrader(ModelHubMixin):
             for i, shape in enumerate(shapes)
         ]
 
-    def _degraded_domain(self, domain: str | None) -> str:
+    def _drawn(
+        self, domains: Sequence[Domain], seeds: Sequence[int], number: int
+    ) -> Sequence[Domain]:
+        """The domains of the sample with this number: "random" drawn, from each image's seed."""
+        known = self.model.config.domains
+        if RANDOM in known:
+            return domains
+        return [
+            known[randomness.generator(seed, Stream.CHOICE, number).integers(len(known))]
+            if one == RANDOM
+            else one
+            for one, seed in zip(domains, seeds, strict=True)
+        ]
+
+    def _degraded_domains(self, domain: Domains, images: int, restoring: bool) -> list[Domain]:
+        """The degraded domain of each image, checked: a name, a mix, or "random"."""
+        if domain is None or isinstance(domain, (str, Mapping)):
+            return [self._degraded_domain(domain, restoring)] * images
+        if not isinstance(domain, (Sequence, np.ndarray)):
+            raise TypeError(
+                f"domain must be a name, {{name: weight}}, or one of these for each image, "
+                f"got {domain!r}"
+            )
+        if len(domain) != images:
+            raise ValueError(f"expected one domain, or {images} (one an image), got {len(domain)}")
+        return [self._degraded_domain(one, restoring) for one in domain]
+
+    def _degraded_domain(self, domain: Domain | None, restoring: bool) -> Domain:
         known = self.model.config.domains
         if domain is None and len(known) == 1:
             return known[0]
-        if domain not in known:
+        if isinstance(domain, Mapping):
+            weights = normalized_weights(domain, known)
+            return weights if len(weights) > 1 else next(iter(weights))
+        if domain in known:
+            return domain
+        if domain == RANDOM and not restoring:
+            return RANDOM
+        if domain == RANDOM:
             raise ValueError(
-                f"domain must be one of this model's degraded domains ({', '.join(known)}), "
-                f"got {domain!r}"
+                f'domain="random" is for degrade: name the domain that the images come from '
+                f"({', '.join(known)}), or give a mix {{name: weight}}"
             )
-        return domain
+        raise ValueError(
+            f"domain must be one of this model's degraded domains ({', '.join(known)}), "
+            f"got {domain!r}"
+        )
+
+
+def image_seed(seed: int, step: int, index: int) -> int:
+    """The seed of image ``index`` in step or epoch ``step`` of what ``seed`` began."""
+    # The key without its last integer names the crop of the same image.
+    return int(randomness.generator(seed, Stream.CROP, step, index, 1).integers(2**63))
+
+
+def temperature_range(temperature: Sequence[float]) -> tuple[float, float]:
+    """The two ends of a range of temperatures, checked."""
+    ends = tuple(temperature)
+    if len(ends) != 2 or not (0 <= ends[0] <= ends[1] < math.inf):
+        raise ValueError(
+            f"a range of temperatures is (low, high) with 0 <= low <= high, got {temperature!r}; "
+            f"pass a tensor for one temperature an image"
+        )
+    return float(ends[0]), float(ends[1])
 
 
 def _per_image_seeds(seed: Seed, images: int) -> list[int]:

@@ -3,13 +3,16 @@
 Clean latents are z_x ~ N(0, I); those of a degraded domain are z_y = z_x + u, with u independent
 of z_x, hence z_y ~ N(mu, I + M M^T). The same mu and M hold at every position.
 
-Domains are numbered: 0 is the clean one, i + 1 the i-th degraded one.
+Domains are numbered: 0 is the clean one, i + 1 the i-th degraded one. Between them lie mixed ones:
+mu = sum_d w_d mu_d and Sigma = sum_d w_d M_d M_d^T, with weights w_d that sum to 1.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,16 @@ PAIRED_JITTER = 1e-6
 """Added to Sigma's diagonal in the conditional density, which a singular Sigma does not have."""
 
 
+def psd_root(covariance: Tensor) -> Tensor:
+    """The symmetric root R of the positive part of symmetric matrices [..., C, C]; R R = part.
+
+    Negative eigenvalues count as zero. Computed and returned in float64.
+    """
+    covariance = covariance.double()
+    values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
+    return vectors * values.clamp(min=0).sqrt()[..., None, :] @ vectors.mT
+
+
 class DomainShift(nn.Module):
     """mu and M of every degraded domain, for a latent of ``channels`` channels.
 
@@ -27,14 +40,29 @@ class DomainShift(nn.Module):
         channels: channels of the latent.
         domains: number of degraded domains.
         init: M starts at ``init`` times the identity (at zero it would never move).
+        kind: what is learned, see ``ModelConfig.shift``. "full": mu and any M; "diagonal": mu and
+            the diagonal of M; "zero": mu, with M = 0; "fitted": nothing, mu = 0 and M = 0 until
+            :meth:`assign` gives them values.
     """
 
-    def __init__(self, channels: int, domains: int, init: float) -> None:
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, channels: int, domains: int, init: float, kind: str = "full") -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.zeros(domains, channels))
-        self.factor = nn.Parameter(torch.zeros(domains, channels, channels))
-        with torch.no_grad():
-            self.factor.diagonal(dim1=-2, dim2=-1).fill_(init)
+        self.kind = kind
+        mean = torch.zeros(domains, channels)
+        if kind == "fitted":  # buffers: saved and loaded, but neither trained nor averaged
+            self.register_buffer("mean", mean)
+            self.register_buffer("factor", torch.zeros(domains, channels, channels))
+            return
+        self.mean = nn.Parameter(mean)
+        if kind == "full":
+            self.factor = nn.Parameter(init * torch.eye(channels).repeat(domains, 1, 1))
+        elif kind == "diagonal":
+            self.factor = nn.Parameter(torch.full((domains, channels), init))
+        elif kind != "zero":
+            raise ValueError(f"no kind of shift is called {kind!r}")
 
     def means(self) -> Tensor:
         """mu of every domain, the clean one's (zero) first: [1 + domains, C]."""
@@ -42,7 +70,48 @@ class DomainShift(nn.Module):
 
     def factors(self) -> Tensor:
         """M of every domain, the clean one's (zero) first: [1 + domains, C, C]."""
-        return torch.cat([torch.zeros_like(self.factor[:1]), self.factor])
+        if self.kind == "zero":
+            return torch.zeros_like(torch.diag_embed(self.means()))
+        factor = torch.diag_embed(self.factor) if self.kind == "diagonal" else self.factor
+        return torch.cat([torch.zeros_like(factor[:1]), factor])
+
+    @torch.no_grad()
+    def assign(self, domain: int, mean: Tensor, factor: Tensor) -> None:
+        """Set mu [C] and M [C, C] of the degraded domain with this number (1 for the first).
+
+        Of a "diagonal" shift M becomes the root of the diagonal of M M^T; of a "zero" one it stays
+        zero.
+        """
+        if not 1 <= domain <= len(self.mean):
+            raise ValueError(f"degraded domains go from 1 to {len(self.mean)}, got {domain}")
+        self.mean[domain - 1].copy_(mean)
+        if self.kind == "diagonal":
+            self.factor[domain - 1].copy_(factor.square().sum(-1).sqrt())
+        elif self.kind != "zero":
+            self.factor[domain - 1].copy_(factor)
+
+    def mixed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """mu [B, C] and a root of Sigma [B, C, C] of mixed domains, in the parameters' dtype.
+
+        The root is the symmetric one; where one domain has all the weight it is that domain's M.
+
+        Args:
+            weights: of every domain, the clean one first; rows that sum to 1, [B, 1 + domains].
+        """
+        means, factors, weights = self.means(), self.factors(), weights.double()
+        exact = factors.double()
+        covariance = torch.einsum("bd,dij->bij", weights, exact @ exact.mT)
+        largest, index = weights.max(1)
+        pure = (largest == 1)[:, None, None]
+        root = torch.where(pure, exact[index], psd_root(covariance))
+        return (weights @ means.double()).to(means.dtype), root.to(factors.dtype)
+
+    def _chosen(self, domain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Means [R, C] and factors [R, C, C], and which row each image takes, int64 [B]."""
+        if not domain.is_floating_point():
+            return self.means(), self.factors(), domain
+        weights, rows = torch.unique(domain, dim=0, return_inverse=True)
+        return *self.mixed(weights), rows
 
     def log_prob(self, z: Tensor, domain: Tensor) -> Tensor:
         """Marginal log-density in nats, [B] (eq. 4): N(0, I) or N(mu, I + Sigma).
@@ -76,10 +145,11 @@ class DomainShift(nn.Module):
         Args:
             z: clean latents, [B, C, H, W].
             noise: standard normal draws of the same shape.
-            domain: domain numbers, int64 [B].
+            domain: domain numbers, int64 [B], or weights of all domains (see :meth:`mixed`).
             temperature: tau, [B].
         """
-        u = self.means()[domain][:, :, None, None] + _matmul(self.factors()[domain], noise)
+        means, factors, row = self._chosen(domain)
+        u = means[row][:, :, None, None] + _matmul(factors[row], noise)
         return z + temperature[:, None, None, None] * u
 
     def restore(self, z: Tensor, noise: Tensor | None, domain: Tensor) -> Tensor:
@@ -88,20 +158,20 @@ class DomainShift(nn.Module):
         Args:
             z: degraded latents, [B, C, H, W].
             noise: standard normal draws of the same shape, or None for the posterior mean.
-            domain: domain numbers, int64 [B].
+            domain: domain numbers, int64 [B], or weights of all domains (see :meth:`mixed`).
         """
-        factors = self.factors()
+        means, factors, row = self._chosen(domain)
         identity = _identity(factors)
         precision = torch.cholesky_inverse(torch.linalg.cholesky(identity + factors @ factors.mT))
-        centred = z - self.means()[domain][:, :, None, None]
-        mean = _matmul(precision[domain], centred)
+        centred = z - means[row][:, :, None, None]
+        mean = _matmul(precision[row], centred)
         if noise is None:
             return mean
         # Sigma (I + Sigma)^-1 = M (I + M^T M)^-1 M^T = (M L^-T)(M L^-T)^T with L L^T = I + M^T M:
         # a square root of the posterior covariance that exists for every M, zero included.
         lower = torch.linalg.cholesky(identity + factors.mT @ factors)
         root = torch.linalg.solve_triangular(lower, factors.mT, upper=False).mT
-        return mean + _matmul(root[domain], noise)
+        return mean + _matmul(root[row], noise)
 
 
 def _gaussian(z: Tensor, domain: Tensor, means: Tensor, covariance: Tensor) -> Tensor:
@@ -122,6 +192,32 @@ def _matmul(matrices: Tensor, z: Tensor) -> Tensor:
 def _identity(like: Tensor) -> Tensor:
     identity = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
     return identity.expand(like.shape)
+
+
+def normalized_weights(weights: Mapping[str, float], known: Sequence[str]) -> dict[str, float]:
+    """The weights of a mix of degraded domains, those above 0, divided by their sum.
+
+    Raises:
+        TypeError, ValueError: for names that are not ``known``, and weights that are not numbers
+            from 0, or all 0.
+    """
+    for name, weight in weights.items():
+        if name not in known:
+            raise ValueError(
+                f"a mix of domains takes this model's degraded ones ({', '.join(known)}), "
+                f"got {name!r}"
+            )
+        given: object = weight
+        if isinstance(given, bool) or not isinstance(given, Real):
+            raise TypeError(f"the weight of a domain is a number, got {weight!r} for {name!r}")
+        if not 0 <= weight < math.inf:
+            raise ValueError(
+                f"the weight of a domain must be finite and at least 0, got {weight} for {name!r}"
+            )
+    total = math.fsum(weights.values())
+    if not 0 < total < math.inf:
+        raise ValueError(f"a mix of domains needs a weight above 0, got {dict(weights)}")
+    return {name: float(weight) / total for name, weight in weights.items() if weight > 0}
 
 
 @dataclass(frozen=True)

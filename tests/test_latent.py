@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
 from deflow_aug.flow.layers import ActNorm
-from deflow_aug.latent import PAIRED_JITTER, DomainShift
+from deflow_aug.latent import PAIRED_JITTER, DomainShift, normalized_weights, psd_root
 
 CHANNELS = 3
 IDENTITY = torch.eye(CHANNELS, dtype=torch.float64)
@@ -48,11 +48,24 @@ def make_shift(factor: Tensor | None = None) -> DomainShift:
     return shift
 
 
+def make_kind(kind: str) -> DomainShift:
+    """Random values wherever the kind has any."""
+    shift = DomainShift(CHANNELS, 2, init=0.1, kind=kind).double()
+    with torch.no_grad():
+        for tensor in (*shift.parameters(), *shift.buffers()):
+            tensor.copy_(draw(*tensor.shape))
+    return shift
+
+
 def moments_of(shift: DomainShift, number: int) -> tuple[Tensor, Tensor]:
     """mu and Sigma of a domain, from the parameters and the paper's definitions."""
     if number == 0:
         return torch.zeros(CHANNELS, dtype=torch.float64), torch.zeros_like(IDENTITY)
+    if shift.kind == "zero":
+        return shift.mean[number - 1].detach(), torch.zeros_like(IDENTITY)
     factor = shift.factor[number - 1].detach()
+    if shift.kind == "diagonal":
+        return shift.mean[number - 1].detach(), factor.square().diag()
     return shift.mean[number - 1].detach(), factor @ factor.mT
 
 
@@ -300,3 +313,152 @@ def test_one_dimension_reaches_the_closed_form(spread: float, averaged: bool) ->
         "var_u": var_u,
     }
     assert fit(x, y, averaged) == pytest.approx(expected, rel=1e-5, abs=1e-8)
+
+
+# --- kinds of shift
+
+KINDS = ("full", "diagonal", "zero", "fitted")
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@every_kind
+def test_density_of_every_kind(kind: str) -> None:
+    shift = make_kind(kind)
+    z, domain = draw(3, CHANNELS, 2, 5), torch.tensor([2, 0, 1])
+    expected = []
+    for latent, number in zip(z, domain.tolist(), strict=True):
+        mean, covariance = moments_of(shift, number)
+        expected.append(reference_log_prob(latent, mean, IDENTITY + covariance))
+    assert_close(shift.log_prob(z, domain), torch.stack(expected), rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained"),
+    [
+        ("full", {"mean": (2, 3), "factor": (2, 3, 3)}),
+        ("diagonal", {"mean": (2, 3), "factor": (2, 3)}),
+        ("zero", {"mean": (2, 3)}),
+        ("fitted", {}),
+    ],
+)
+def test_gradients_reach_what_the_kind_trains(
+    kind: str, trained: dict[str, tuple[int, ...]]
+) -> None:
+    shift = make_kind(kind)
+    assert {name: tuple(p.shape) for name, p in shift.named_parameters()} == trained
+    z = draw(2, CHANNELS, 4, 4).requires_grad_()
+    shift.log_prob(z, torch.tensor([1, 2])).sum().backward()
+    for parameter in shift.parameters():
+        assert parameter.grad is not None
+        assert (parameter.grad != 0).all()
+    for buffer in shift.buffers():
+        assert buffer.grad is None
+
+
+@pytest.mark.parametrize("kind", ["zero", "fitted"])
+def test_without_m_both_domains_start_standard_normal(kind: str) -> None:
+    shift = DomainShift(CHANNELS, 1, init=0.5, kind=kind).double()
+    z = draw(2, CHANNELS, 2, 2)
+    clean, degraded = (shift.log_prob(z, torch.full((2,), number)) for number in (0, 1))
+    assert_close(degraded, clean, rtol=1e-12, atol=1e-12)
+
+
+@every_kind
+def test_every_kind_degrades_and_restores_with_its_moments(kind: str) -> None:
+    shift = make_kind(kind)
+    mean, sigma = moments_of(shift, 1)
+    start = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    z, domain = start[:, None, None].expand(4, -1, 50, 50), torch.ones(4, dtype=torch.int64)
+    with torch.no_grad():
+        degraded = shift.degrade(z, torch.randn_like(z), domain, torch.ones(4).double())
+        restored = shift.restore(z, torch.randn_like(z), domain)
+    assert_moments(positions(degraded), start + mean, sigma)
+    precision = torch.linalg.inv(IDENTITY + sigma)
+    assert_moments(positions(restored), precision @ (start - mean), sigma @ precision)
+
+
+@every_kind
+def test_assigned_moments_are_taken_as_far_as_the_kind_holds_them(kind: str) -> None:
+    shift, other = make_kind(kind), 1
+    before = moments_of(shift, other)
+    mean, factor = draw(CHANNELS), draw(CHANNELS, CHANNELS)
+    shift.assign(2, mean, factor)
+    sigma = factor @ factor.mT
+    kept = {"diagonal": sigma.diagonal().diag(), "zero": torch.zeros_like(sigma)}
+    assert_close(moments_of(shift, 2), (mean, kept.get(kind, sigma)))
+    assert_close(moments_of(shift, other), before, rtol=0, atol=0)
+    for number in (0, 3):
+        with pytest.raises(ValueError, match="from 1 to 2"):
+            shift.assign(number, mean, factor)
+
+
+def test_unknown_kinds_are_refused() -> None:
+    with pytest.raises(ValueError, match="'round'"):
+        DomainShift(CHANNELS, 1, init=0.1, kind="round")
+
+
+# --- between domains
+
+
+def test_root_of_the_positive_part() -> None:
+    vectors = torch.linalg.qr(draw(4, 4)).Q
+    matrix = vectors * torch.tensor([2.0, 0.5, 0.0, -1.0]).double() @ vectors.mT
+    root = psd_root(matrix)
+    expected = vectors * torch.tensor([2.0, 0.5, 0.0, 0.0]).double() @ vectors.mT
+    assert_close(root @ root, expected, rtol=1e-12, atol=1e-12)
+    assert_close(root, root.mT, rtol=1e-12, atol=1e-12)
+
+
+@every_kind
+def test_between_domains_means_and_covariances_are_interpolated(kind: str) -> None:
+    shift = make_kind(kind)
+    weights = torch.tensor([[0.0, 0.3, 0.7], [0.0, 1.0, 0.0], [0.5, 0.5, 0.0]]).double()
+    means, roots = shift.mixed(weights)
+    moments = [moments_of(shift, number) for number in range(3)]
+    for i, row in enumerate(weights):
+        pairs = list(zip(row, moments, strict=True))
+        assert_close(means[i], sum(w * m for w, (m, _) in pairs), rtol=1e-10, atol=1e-10)
+        expected = sum(w * c for w, (_, c) in pairs)
+        assert_close(roots[i] @ roots[i].mT, expected, rtol=1e-10, atol=1e-10)
+    assert roots[1].equal(shift.factors()[1])
+
+
+def test_mixed_domains_degrade_and_restore_with_the_mixed_moments() -> None:
+    shift = make_shift()
+    weights = torch.tensor([[0, 0.25, 0.75], [0, 1, 0]] * 4).double()
+    (m1, c1), (m2, c2) = moments_of(shift, 1), moments_of(shift, 2)
+    mixed = 0.25 * m1 + 0.75 * m2, 0.25 * c1 + 0.75 * c2
+    start = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    z = start[:, None, None].expand(8, -1, 50, 50)
+    with torch.no_grad():
+        degraded = shift.degrade(z, torch.randn_like(z), weights, torch.ones(8).double())
+        restored = shift.restore(z, torch.randn_like(z), weights)
+    for first, (mean, sigma) in ((0, mixed), (1, (m1, c1))):
+        assert_moments(positions(degraded[first::2]), start + mean, sigma)
+        precision = torch.linalg.inv(IDENTITY + sigma)
+        posterior = precision @ (start - mean), sigma @ precision
+        assert_moments(positions(restored[first::2]), *posterior)
+
+
+def test_weights_are_normalised() -> None:
+    weights = normalized_weights({"a": 1, "b": 3.0, "c": 0}, ("a", "b", "c"))
+    assert weights == {"a": 0.25, "b": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        ({"a": 1, "d": 1}, ValueError, r"degraded ones \(a, b\), got 'd'"),
+        ({"a": 1, "clean": 1}, ValueError, "got 'clean'"),
+        ({"a": -0.1, "b": 1}, ValueError, "at least 0, got -0.1 for 'a'"),
+        ({"a": math.nan}, ValueError, "must be finite"),
+        ({"a": math.inf}, ValueError, "must be finite"),
+        ({"a": "much"}, TypeError, "is a number, got 'much' for 'a'"),
+        ({"a": True}, TypeError, "is a number"),
+        ({"a": 0, "b": 0.0}, ValueError, "a weight above 0"),
+        ({}, ValueError, "a weight above 0"),
+    ],
+)
+def test_weights_that_make_no_mix(weights: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        normalized_weights(weights, ("a", "b"))

@@ -31,6 +31,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--temperature", type=float, default=1.0, help="strength; 0 adds no degradation"
     )
     parser.add_argument(
+        "--domain",
+        type=str | None,
+        default=None,
+        help="which of the model's degraded domains, if it has several: a name; 'random', one for "
+        "each photo and sample; or a mix of them, as in low=0.5,vintage=0.5",
+    )
+    parser.add_argument(
         "--seed", type=int, default=0, help="the same seed gives a photo the same result"
     )
     parser.add_argument(
@@ -48,6 +55,7 @@ def run(arguments: Namespace) -> int:
         raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
     if not 0 <= arguments.temperature < math.inf:
         raise ValueError(f"--temperature must be at least 0, got {arguments.temperature}")
+    domain = _domain(arguments.domain)
     output = Path(arguments.output)
     jobs = list(_jobs([Path(photo) for photo in arguments.photos]))
     _check_targets(jobs, output, arguments.samples)
@@ -57,6 +65,7 @@ def run(arguments: Namespace) -> int:
     degrader = DeFlowDegrader.from_pretrained(
         arguments.weights, device=arguments.device, dequantize=arguments.dequantize
     )
+    degrader.check_domain(domain)
     failed = 0
     for source, relative in tqdm(jobs, desc="degrading", unit="photo"):
         try:
@@ -68,6 +77,7 @@ def run(arguments: Namespace) -> int:
                 arguments.temperature,
                 arguments.samples,
                 seed=_seed(arguments.seed, relative),
+                domain=domain,
             )
             for number, sample in enumerate([samples] if arguments.samples == 1 else samples):
                 target = _target(output, relative, number, arguments.samples)
@@ -84,6 +94,27 @@ def run(arguments: Namespace) -> int:
         + f", {failed} skipped" * bool(failed)
     )
     return 0 if not failed else 1 if done else 2
+
+
+def _domain(text: str | None) -> str | dict[str, float] | None:
+    """A name as it is, and NAME=WEIGHT,... as weights by name."""
+    if text is None or "=" not in text:
+        return text
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        name = name.strip()
+        try:
+            value = float(weight)
+        except ValueError:
+            raise ValueError(
+                f"--domain takes a name, 'random', or a mix such as low=0.5,vintage=0.5; {part!r} "
+                "is no NAME=WEIGHT"
+            ) from None
+        if name in weights:
+            raise ValueError(f"--domain names {name!r} twice")
+        weights[name] = value
+    return weights
 
 
 def _read(source: Path) -> Any:

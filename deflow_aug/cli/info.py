@@ -10,6 +10,13 @@ from deflow_aug import hub
 from deflow_aug.config import to_dict
 from deflow_aug.latent import ShiftHealth
 
+KINDS = {
+    "full": "any Sigma",
+    "diagonal": "diagonal Sigma",
+    "zero": "Sigma fixed at zero",
+    "fitted": "fitted to the latents after training",
+}
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
@@ -35,7 +42,7 @@ def run(arguments: Namespace) -> int:
         print(title)
         for key, value in values.items():
             print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
-    print("latent shift u ~ N(mu, Sigma)")
+    print(f"latent shift u ~ N(mu, Sigma), {KINDS[model.config.shift]}")
     collapsed = []
     for index, domain in enumerate(model.config.domains, start=1):
         healths = [ShiftHealth.of(shift, index) for shift in model.domain_shifts()]
@@ -51,6 +58,7 @@ def run(arguments: Namespace) -> int:
             "differ only by dequantisation noise, and without that hardly at all. To switch it on: "
             "'deflow-aug degrade --dequantize', or "
             "DeFlowDegrader.from_pretrained(..., dequantize=True). To learn real randomness: "
-            "fine-tune from it, 'deflow-aug train --from', which starts M anew."
+            "fine-tune from it, 'deflow-aug train --from', which starts M anew; or fit a new "
+            "domain to degraded photographs, 'deflow-aug adapt'."
         )
     return 0

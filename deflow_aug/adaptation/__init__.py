@@ -1,0 +1,16 @@
+"""Domain shifts fitted to a flow that is there already, from the latents of images.
+
+With means m and covariances C of the clean (x) and the degraded (y) latents, over all positions,
+
+    mu = m_y - m_x,    Sigma = the positive part of C_y - C_x,    M its symmetric root.
+
+In directions where degraded latents vary less than clean ones, Sigma is zero: no independent u can
+narrow (the paper's appendices A and B, for one dimension). :func:`fit_shifts` does so for whole
+domains (the "shift fitted after training" of section 5.7), :func:`adapt` adds a domain to a model.
+"""
+
+from deflow_aug.adaptation.domains import fit_shifts
+from deflow_aug.adaptation.new_domain import adapt
+from deflow_aug.adaptation.photographs import AdaptationError
+
+__all__ = ["AdaptationError", "adapt", "fit_shifts"]
