@@ -1,0 +1,203 @@
+"""Crops of two folders of images, for asking what tells them apart."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from deflow_aug import randomness
+from deflow_aug.evaluation.auc import Bools, Integers
+from deflow_aug.image_files import UnreadableImageError, find_images, read_image
+from deflow_aug.images import unpack
+from deflow_aug.randomness import Stream
+
+CROP = 256
+"""Largest side of the crops, in pixels of the image: about what a training crop shows."""
+
+CROPS = 8
+"""Crops of an image, at most."""
+
+LEAST_UNITS = 4
+"""Images (scenes) that each domain needs."""
+
+
+class LeakError(ValueError):
+    """Two folders cannot be compared; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Crops of both domains, 8 bits, the clean ones first.
+
+    Args:
+        pixels: uint8 [N, 3, crop, crop].
+        degraded: whether a crop is of the degraded domain, [N].
+        units: number of the image (scene) that a crop is of, [N].
+        images: how many images the crops of each domain are of, clean and degraded.
+        notes: what was left out, in sentences.
+    """
+
+    pixels: Tensor
+    degraded: Bools
+    units: Integers
+    images: tuple[int, int]
+    notes: tuple[str, ...]
+
+    @property
+    def side(self) -> int:
+        """Side of the crops in pixels."""
+        return self.pixels.shape[-1]
+
+
+def load(
+    clean: Path,
+    degraded: Path,
+    scales: Sequence[int],
+    *,
+    crop: int | None = None,
+    images: int = 64,
+    scenes: str | None = None,
+    seed: int = 0,
+) -> Crops:
+    """Random crops of random images of two folders, read recursively.
+
+    Crops start at multiples of all ``scales`` and have a side that is one, so that every scale is
+    asked about the same pixels. Files that cannot be read and images smaller than the crop are
+    left out and counted.
+
+    Args:
+        crop: side of the crops; by default 256, or less if many images are smaller.
+        images: how many images of each folder, at most.
+        scenes: a regular expression; images in whose path (relative to the folder, with /) its
+            first group (or all of it, without one) matches the same text are one unit. By default
+            every image is one.
+
+    Raises:
+        LeakError: folders that share files, or too few images.
+    """
+    folders = (clean, degraded)
+    found = [find_images(folder) for folder in folders]
+    shared = {os.path.realpath(p) for p in found[0]} & {os.path.realpath(p) for p in found[1]}
+    if shared:
+        raise LeakError(
+            f"{clean} and {degraded} share {len(shared)} of their files, {sorted(shared)[0]} for "
+            "one: the two domains must be different folders, neither inside the other"
+        )
+    for folder, files in zip(folders, found, strict=True):
+        if len(files) < LEAST_UNITS:
+            raise LeakError(
+                f"{folder} has {len(files)} image files; at least {LEAST_UNITS} are needed, and "
+                "some dozens for a clear answer"
+            )
+    align = math.lcm(*scales)
+    orders = [
+        randomness.generator(seed, Stream.SUGGEST, 0, d).permutation(len(found[d])) for d in (0, 1)
+    ]
+    chosen = [[found[d][i] for i in orders[d]] for d in (0, 1)]
+    if crop is None:
+        crop = _fitting_crop([paths[:images] for paths in chosen], align)
+    if crop < align or crop % align:
+        raise LeakError(
+            f"crops of {crop} pixels do not divide by the scales {', '.join(map(str, scales))}: "
+            f"choose a multiple of {align}, or leave large scales out"
+        )
+    notes: list[str] = []
+    parts = [
+        _domain(d, folders[d], chosen[d], crop, align, images, scenes, seed, notes) for d in (0, 1)
+    ]
+    lengths = [len(pixels) for pixels, _, _ in parts]
+    units = np.concatenate([parts[0][1], parts[0][1].max() + 1 + parts[1][1]])
+    return Crops(
+        torch.cat([pixels for pixels, _, _ in parts]),
+        np.repeat([False, True], lengths),
+        units,
+        (parts[0][2], parts[1][2]),
+        tuple(notes),
+    )
+
+
+def _fitting_crop(chosen: Sequence[Sequence[Path]], align: int) -> int:
+    """The side that nine in ten images of each folder reach, at most CROP, a multiple of align."""
+    least = CROP
+    for paths in chosen:
+        sides = []
+        for path in paths:
+            try:
+                with Image.open(path) as image:
+                    sides.append(min(image.size))
+            except Exception:  # decoders meet damaged files with exceptions of many kinds
+                continue  # counted when it is read in full
+        if sides:
+            least = min(least, int(np.quantile(sides, 0.1, method="lower")))
+    return max(least // align, 1) * align
+
+
+def _domain(
+    number: int,
+    folder: Path,
+    paths: Sequence[Path],
+    crop: int,
+    align: int,
+    images: int,
+    scenes: str | None,
+    seed: int,
+    notes: list[str],
+) -> tuple[Tensor, Integers, int]:
+    """Crops uint8 [N, 3, crop, crop] of a folder, their units, and the number of images."""
+    patches: list[Tensor] = []
+    names: list[str] = []
+    broken, small, read = [], [], 0
+    for index, path in enumerate(tqdm(paths[:images], f"reading {folder.name}", leave=False)):
+        try:
+            pixels = (unpack(read_image(path)).pixels[0] * 255).round().byte()
+        except (UnreadableImageError, ValueError):
+            broken.append(path.name)
+            continue
+        if min(pixels.shape[1:]) < crop:
+            small.append(path.name)
+            continue
+        read += 1
+        rng = randomness.generator(seed, Stream.SUGGEST, 1, number, index)
+        rows, columns = ((side - crop) // align + 1 for side in pixels.shape[1:])
+        places = rng.choice(rows * columns, min(CROPS, rows * columns), replace=False)
+        for place in places:
+            top, left = (align * int(p) for p in divmod(place, columns))
+            patches.append(pixels[:, top : top + crop, left : left + crop].clone())
+            names.append(_unit(path.relative_to(folder).as_posix(), scenes))
+    unit_names, units = np.unique(names, return_inverse=True)
+    if broken:
+        notes.append(f"{len(broken)} files in {folder} cannot be read: {', '.join(broken[:10])}")
+    if small:
+        notes.append(
+            f"{len(small)} images in {folder} are smaller than the crop of {crop} x {crop} pixels: "
+            f"{', '.join(small[:10])}"
+        )
+    if len(paths) > images:
+        notes.append(f"{images} of the {len(paths)} images in {folder} were drawn")
+    if len(unit_names) < LEAST_UNITS:
+        what = "images" if scenes is None else "scenes"
+        raise LeakError(
+            f"{folder} has only {len(unit_names)} {what} that can be used, of {len(paths)} files "
+            f"({len(broken)} unreadable, {len(small)} smaller than {crop} x {crop} pixels); at "
+            f"least {LEAST_UNITS} are needed: add some, or choose a smaller crop"
+        )
+    return torch.stack(patches), units.astype(np.int64), read
+
+
+def _unit(path: str, scenes: str | None) -> str:
+    if scenes is None:
+        return path
+    match = re.search(scenes, path)
+    if match is None:
+        raise LeakError(f"the expression {scenes!r} for scenes does not match {path}")
+    return match.group(1) if match.re.groups else match.group()
