@@ -1,61 +1,62 @@
-"""The command line, in this process unless a process must die."""
+"""The command line, in this process unless a process must die; training has its own file."""
 
-import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from test_convert import esrgan, export_encoder
+from small import small_model
 from test_data import write_noise
 
-from deflow_aug.cli import degrade, main
-from deflow_aug.conditioning import ConditioningNetwork
+from deflow_aug.cli import COMMANDS, degrade, main, module
 from deflow_aug.degrader import DeFlowDegrader
 
-TINY = [
-    "--model.scale=2", "--model.levels=2", "--model.steps=1", "--model.hidden=4",
-    "--model.encoder.channels=4", "--model.encoder.growth=4", "--model.encoder.blocks=1",
-    "--model.encoder.stacked_blocks=[0]", "--crop=8", "--batch_size=2",
-    "--model.shift_init=0.1",
-]  # fmt: skip
-
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    for number, name in enumerate(("clean", "degraded")):
-        write_noise(root / name / "a.png", 32, 32, seed=number)
-    return root
-
-
-def train_command(folders: Path, output: Path, *more: str) -> list[str]:
-    return [
-        "train", f"--clean={folders / 'clean'}", f"--degraded={folders / 'degraded'}",
-        f"--output={output}", *TINY, *more,
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def weights(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("trained")
-    assert main(train_command(folders, output, "--steps=3", "--sample_every=2")) == 0
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a small model whose samples differ visibly."""
+    output = tmp_path_factory.mktemp("weights")
+    training = {"data": {"clean": {"folder": "photos", "images": 1}}, "recipe": {"steps": 3}}
+    model = small_model(shift_init=0.1)
+    DeFlowDegrader(model, training=training, device="cpu").save_pretrained(output)
     return output
 
 
-def test_training_leaves_weights_samples_and_a_card(weights: Path) -> None:
-    assert DeFlowDegrader.from_pretrained(weights).model.config.hidden == 4
-    sheets = sorted(path.name for path in (weights / "samples").iterdir())
-    assert sheets == ["step-00000002.png", "step-00000003.png"]
-    with Image.open(weights / "samples" / sheets[0]) as sheet:
-        assert min(sheet.size) > 80
-    assert "steps: 3" in (weights / "README.md").read_text()
+def test_commands_are_described_as_their_modules_are() -> None:
+    for name, description in COMMANDS.items():
+        assert (module(name).__doc__ or "").splitlines()[0] == description
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    program = (
+        "import sys; from deflow_aug.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    for words in (["--help"], ["train", "--help"]):
+        command = [sys.executable, "-c", program, *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "--degraded" in done.stdout
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["trian"])
+    assert "'train'" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: object) -> int:
+        raise ImportError("it needs more: pip install 'deflow-aug[more]'")
+
+    monkeypatch.setattr(module("info"), "run", run)
+    assert main(["info"]) == 2
+    assert "deflow-aug info: it needs more" in capsys.readouterr().err
 
 
 def test_info_tells_settings_data_and_the_shift(
@@ -69,118 +70,14 @@ def test_info_tells_settings_data_and_the_shift(
 
 
 def test_info_warns_of_a_collapsed_shift(
-    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = train_command(folders, tmp_path / "w", "--steps=1", "--model.shift_init=0")
-    assert main(command) == 0
+    model = small_model()
+    for shift in model.domain_shifts():
+        shift.factor.data.zero_()
+    DeFlowDegrader(model, device="cpu").save_pretrained(tmp_path / "w")
     assert main(["info", str(tmp_path / "w")]) == 0
     assert "Sigma has collapsed" in capsys.readouterr().out
-
-
-def test_training_starts_from_rrdb_weights(
-    weights: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = DeFlowDegrader.from_pretrained(weights).model.config
-    file = tmp_path / "rrdb.pth"
-    torch.save(export_encoder(ConditioningNetwork(config), esrgan), file)
-    command = train_command(folders, tmp_path / "w", "--steps=1", f"--encoder-weights={file}")
-    assert main(command) == 0
-    assert "encoder_weights: rrdb.pth" in (tmp_path / "w" / "README.md").read_text()
-    file.unlink()
-    resumed = train_command(folders, tmp_path / "w", "--steps=2", "--resume")
-    (tmp_path / "w" / "README.md").unlink()
-    assert main(resumed) == 0
-    assert "encoder_weights: rrdb.pth" in (tmp_path / "w" / "README.md").read_text()
-    assert "encoder_weights" not in (weights / "README.md").read_text()
-
-    other = train_command(folders, tmp_path / "other", "--model.encoder.blocks=2")
-    torch.save(export_encoder(ConditioningNetwork(config), esrgan), file)
-    capsys.readouterr()
-    assert main([*other, f"--encoder-weights={file}"]) == 2
-    assert "encoder.blocks is 2" in capsys.readouterr().err
-    assert not (tmp_path / "other").exists()
-
-
-def test_training_with_channel_statistics(folders: Path, tmp_path: Path) -> None:
-    statistics = {name: [0.5, 0.4, 0.6] for name in ("clean_mean", "degraded_mean")}
-    statistics |= {name: [0.3, 0.3, 0.2] for name in ("clean_std", "degraded_std")}
-    setting = f"--model.statistics={json.dumps({'degraded': statistics})}"
-    assert main(train_command(folders, tmp_path / "w", "--steps=1", setting)) == 0
-    found = DeFlowDegrader.from_pretrained(tmp_path / "w").model.config.statistics
-    assert found is not None
-    assert found["degraded"].degraded_std == (0.3, 0.3, 0.2)
-
-
-def test_training_does_not_overwrite_a_run(
-    weights: Path, folders: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(train_command(folders, weights, "--steps=3")) == 2
-    assert "--resume" in capsys.readouterr().err
-
-
-def test_a_recipe_file_and_a_flag_that_wins(folders: Path, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("steps: 5\nseed: 7\n")
-    output = tmp_path / "w"
-    assert main(train_command(folders, output, "--config", str(recipe), "--steps=2")) == 0
-    card = (output / "README.md").read_text()
-    assert "steps: 2" in card
-    assert "seed: 7" in card
-
-
-def test_an_unknown_setting_is_refused(
-    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("learning_speed: 5\n")
-    with pytest.raises(SystemExit):
-        main(train_command(folders, tmp_path / "w", "--config", str(recipe)))
-    assert "learning_speed" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (["--degraded={clean}"], "same folder"),
-        (["--clean={nowhere}"], "nowhere"),
-        (["--crop=64"], "at least 64 x 64"),
-        (["--crop=10"], "multiple of"),
-    ],
-)
-def test_training_that_cannot_start(
-    folders: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    change: list[str],
-    message: str,
-) -> None:
-    paths = {"clean": folders / "clean", "nowhere": tmp_path / "nowhere"}
-    change = [word.format(**paths) for word in change]
-    assert main(train_command(folders, tmp_path / "w", *change)) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "w").exists()
-
-
-def test_a_killed_run_ends_in_the_same_weights(folders: Path, tmp_path: Path) -> None:
-    settings = ("--steps=30", "--checkpoint_every=5", "--sample_every=1000", "--seed=3")
-    assert main(train_command(folders, tmp_path / "whole", *settings)) == 0
-
-    output = tmp_path / "killed"
-    command = [sys.executable, "-m", "deflow_aug.cli", *train_command(folders, output, *settings)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ
-    )
-    deadline = time.monotonic() + 120
-    while not list((output / "checkpoints").glob("step-*")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (output / "model.safetensors").exists()
-
-    assert main(train_command(folders, output, *settings, "--resume")) == 0
-    same = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "killed")]
-    assert same[0] == same[1]
 
 
 def test_degrading_keeps_the_tree_and_the_inputs(weights: Path, tmp_path: Path) -> None:
@@ -344,47 +241,3 @@ def test_a_device_that_is_not_there(weights: Path, capsys: pytest.CaptureFixture
     for device in ("cuda:99", "toaster"):
         assert main([*command, f"--device={device}"]) == 2
         assert f"no device '{device}'" in capsys.readouterr().err
-
-
-def test_weights_are_not_overwritten_by_training(
-    weights: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "finished"
-    DeFlowDegrader.from_pretrained(weights).save_pretrained(output)
-    before = (output / "model.safetensors").read_bytes()
-    assert main(train_command(folders, output, "--steps=1")) == 2
-    assert "holds weights already" in capsys.readouterr().err
-    assert (output / "model.safetensors").read_bytes() == before
-
-
-def test_a_longer_run_tells_its_own_length(folders: Path, tmp_path: Path) -> None:
-    command = train_command(folders, tmp_path / "w", "--sample_every=1")
-    assert main([*command, "--steps=1"]) == 0
-    longer = train_command(folders, tmp_path / "w", "--sample_every=2", "--steps=2", "--resume")
-    assert main(longer) == 0
-    assert "steps: 2" in (tmp_path / "w" / "README.md").read_text()
-    shorter = train_command(folders, tmp_path / "w", "--steps=1", "--resume")
-    assert main(shorter) == 2
-
-
-def test_training_takes_one_degraded_domain(
-    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = train_command(folders, tmp_path / "w", "--model.domains=[a,b]", "--batch_size=3")
-    assert main(command) == 2
-    assert "one degraded domain" in capsys.readouterr().err
-
-
-def test_fine_tuning_takes_the_model_of_the_weights(
-    weights: Path, folders: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "tuned"
-    command = [
-        "train", f"--clean={folders / 'clean'}", f"--degraded={folders / 'degraded'}",
-        f"--output={output}", f"--from={weights}", "--steps=1", "--crop=8", "--batch_size=2",
-        "--model.shift_init=0.2",
-    ]  # fmt: skip
-    assert main(command) == 0
-    config = DeFlowDegrader.from_pretrained(output).model.config
-    assert (config.hidden, config.shift_init) == (4, 0.2)
-    assert "fine_tuned_from" in (output / "README.md").read_text()

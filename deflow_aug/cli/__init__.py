@@ -1,46 +1,71 @@
-"""The command line, ``deflow-aug``: a module a command, with ``add_arguments`` and ``run``."""
+"""The command line, ``deflow-aug``: a module a command, with ``add_arguments`` and ``run``.
+
+The module of a command is imported when the command is given, so that ``--help`` need not wait
+for PyTorch. A module may also have ``arrange``, which puts the command's words into the order in
+which they are to be read.
+"""
 
 from __future__ import annotations
 
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 
 from jsonargparse import ArgumentParser
 
 import deflow_aug
-from deflow_aug.cli import convert, degrade, info, train
 
-COMMANDS = {"degrade": degrade, "train": train, "info": info, "convert": convert}
+COMMANDS = {
+    "degrade": "Degrade photographs: files, or whole folders whose tree is kept.",
+    "train": "Train on folders of your own: clean and degraded images, unpaired, paired, or both.",
+    "adapt": "Add a camera to trained weights from a few degraded photographs, without training.",
+    "suggest": "Suggest s, the downsampling factor of the conditioning, for two folders.",
+    "info": "Tell what weights are: settings, size, training data, health of the latent shift.",
+    "convert": "Convert a published DeFlow checkpoint (.pth) to a folder that from_pretrained loads.",  # noqa: E501
+}
+"""What each command does: the first line of its module, ``deflow_aug.cli.<name>``."""
 
 
-def parser() -> ArgumentParser:
-    """The parser of all commands."""
+def parser(command: str | None = None) -> ArgumentParser:
+    """The parser of all commands; if one is named, only that one's arguments are in it."""
     top = ArgumentParser(
         prog="deflow-aug",
         description="Learned, stochastic image degradations.",
         version=f"deflow-aug {deflow_aug.__version__}",
     )
     commands = top.add_subcommands(dest="command")
-    for name, module in COMMANDS.items():
-        description = (module.__doc__ or "").strip().splitlines()[0]
+    for name, description in COMMANDS.items():
         sub = ArgumentParser(description=description)
-        module.add_arguments(sub)
+        if command in (None, name):
+            module(name).add_arguments(sub)
         commands.add_subcommand(name, sub, help=description)
     return top
 
 
+def module(command: str) -> ModuleType:
+    """The module of a command."""
+    return import_module(f"deflow_aug.cli.{command}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 if all of it was done, 1 if some of it, 2 if none."""
-    arguments = parser().parse_args(argv)
-    command = arguments["command"]
+    words = list(sys.argv[1:] if argv is None else argv)
+    # The top parser has no options with values: the first bare word is the command.
+    command = next((word for word in words if not word.startswith("-")), "")
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        return COMMANDS[command].run(arguments[command])
+        if command in COMMANDS and hasattr(module(command), "arrange"):
+            words = module(command).arrange(words)
+        arguments = parser(command).parse_args(words)
+        status: int = module(command).run(arguments[command])
+        return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (OSError, ValueError, RuntimeError) as error:
-        # What a user can mend; anything else is a bug and keeps its traceback.
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        # What a user can mend, missing packages of extras too; anything else is a bug and keeps
+        # its traceback.
         print(f"deflow-aug {command}: {error}", file=sys.stderr)
         return 2

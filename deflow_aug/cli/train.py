@@ -1,139 +1,237 @@
-"""Train on two folders of your own: clean images and degraded ones, unpaired."""
+"""Train on folders of your own: clean and degraded images, unpaired, paired, or both."""
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 from tqdm import tqdm
 
-from deflow_aug.config import CLEAN, from_dict, to_dict
-from deflow_aug.training.recipe import Recipe
+from deflow_aug.config import ConfigError
+from deflow_aug.training import plan as plans
+from deflow_aug.training import recipes
 
 if TYPE_CHECKING:
     from deflow_aug.training.loop import Progress, Trainer
 
+FOLDERS = ("--clean", "--degraded", "--paired")
+"""Flags that may be given again."""
+
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--clean", type=str, required=True, help="folder of clean images")
-    parser.add_argument("--degraded", type=str, required=True, help="folder of degraded images")
     parser.add_argument(
-        "--output", type=str, required=True, help="folder for weights, checkpoints and samples"
+        "--config",
+        action=ActionConfigFile,
+        metavar="RECIPE",
+        help=f"settings: a YAML file, or one of {', '.join(recipes.bundled())}; flags win, "
+        "wherever they stand, and so does a later --config over an earlier one",
+    )
+    parser.add_argument(
+        "--output", type=str, required=True, help="folder for weights, checkpoints and pictures"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in --output, with the settings and folders of that "
+        "run: no other flag is needed",
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in --output"
-    )
-    parser.add_argument(
-        "--encoder-weights",
+        "--cache-dir",
         type=str | None,
         default=None,
-        metavar="FILE",
-        help="RRDB (ESRGAN) weights, .pth or .safetensors, that the conditioning network of a new "
-        "run starts from; model.encoder must have their channels, growth and blocks",
+        metavar="DIR",
+        help="keep decoded images in this folder, not in memory; runs may share it",
     )
     parser.add_argument(
-        "--from",
-        type=str | None,
-        default=None,
-        metavar="W",
-        help="weights to fine-tune: bundled, a folder, or a Hugging Face Hub id. The model is "
-        "theirs, whatever the settings say; only M starts anew, at model.shift_init",
+        "--tensorboard", action="store_true", help="write OUTPUT/tensorboard as well"
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings")
-    parser.add_class_arguments(Recipe, nested_key=None)
+    parser.add_argument(
+        "--card-samples",
+        type=bool,
+        default=True,
+        help="whether the model card shows samples, which are pieces of your photographs",
+    )
+    plans.add_arguments(parser)
+
+
+def arrange(words: Sequence[str]) -> list[str]:
+    """The words of the command in the order in which they are to be read.
+
+    Settings files first, that of a run that is resumed before the others, so that flags win;
+    the folders of a flag that is given again in one list.
+
+    Raises:
+        ConfigError: if there is no recipe of a name.
+    """
+    values: dict[str, list[str]] = {flag: [] for flag in ("--config", "--output", *FOLDERS)}
+    command, *waiting = words
+    rest = []
+    while waiting:
+        flag, equals, value = waiting.pop(0).partition("=")
+        if flag not in values:
+            rest.append(flag + equals + value)
+        elif equals:
+            values[flag].append(value)
+        elif waiting and not waiting[0].startswith("-"):
+            values[flag].append(waiting.pop(0))
+        else:
+            rest.append(flag)
+    configs = [str(recipes.find(name)) for name in values["--config"]]
+    if "--resume" in rest and values["--output"]:
+        started = Path(values["--output"][-1]) / plans.FILE
+        if started.exists():
+            configs.insert(0, str(started))
+    return [
+        command,
+        *(word for path in configs for word in ("--config", path)),
+        *(f"--output={value}" for value in values["--output"]),
+        *(f"{flag}={json.dumps(values[flag])}" for flag in FOLDERS if values[flag]),
+        *rest,
+    ]
 
 
 def run(arguments: Namespace) -> int:
     values = arguments.as_dict()
-    recipe = from_dict(Recipe, {field.name: values[field.name] for field in fields(Recipe)})
-    start = None
-    if arguments["from"] is not None:
-        from deflow_aug import hub
+    output = Path(values["output"])
+    main = int(os.environ.get("RANK", "0")) == 0
+    if not main:  # one process of several speaks for all
+        warnings.simplefilter("ignore")
 
-        start = hub.load(*hub.find_weights(arguments["from"])).model
-        model = replace(start.config, shift_init=recipe.model.shift_init)
-        recipe = replace(recipe, model=model)
-    clean, degraded = Path(arguments.clean), Path(arguments.degraded)
-    output = Path(arguments.output)
-    if len(recipe.model.domains) != 1:
-        raise ValueError(
-            f"one degraded domain can be trained so far, got model.domains {recipe.model.domains}"
-        )
-    if clean.resolve() == degraded.resolve():
-        raise ValueError(f"--clean and --degraded are the same folder, {clean}")
-
-    from deflow_aug.data.unpaired import CropFolder, UnpairedBatches
+    from deflow_aug import hub
     from deflow_aug.devices import resolve
-    from deflow_aug.training.checkpoints import latest
+    from deflow_aug.training import checkpoints, processes
     from deflow_aug.training.loop import Trainer
+    from deflow_aug.training.release import release
     from deflow_aug.training.samples import SampleSheet
+    from deflow_aug.training.sources import open_sources
+    from deflow_aug.training.tracking import Watch, require_tensorboard
 
-    device = resolve(arguments.device)
-    found = latest(output / "checkpoints")
-    if found is None and (output / "config.json").exists():
-        raise FileExistsError(f"{output} holds weights already; choose another --output folder")
-    if found is not None and not arguments.resume:
-        raise FileExistsError(
-            f"{output} holds a checkpoint ({found.name}); give --resume to go on from it, or "
-            "another --output folder"
-        )
-    if found is None and arguments.resume:
-        warnings.warn(f"no checkpoint in {output}: starting anew", stacklevel=1)
-    names = (CLEAN, *recipe.model.domains)
-    domains = {
-        name: CropFolder(folder, recipe.crop, recipe.model.scale)
-        for name, folder in zip(names, (clean, degraded), strict=True)
-    }
-    for name, crops in domains.items():
-        print(f"{name}: {len(crops.files)} images")
-    batches = UnpairedBatches(domains, recipe.batch_size, recipe.seed)
-    encoder = None if arguments.encoder_weights is None else Path(arguments.encoder_weights)
-    trainer = Trainer(recipe, batches, output, device, encoder, start)
-    if trainer.step:
+    if values["tensorboard"]:
+        require_tensorboard()
+    newest = checkpoints.latest(output / "checkpoints")
+    if main:
+        _check_output(output, newest, values["resume"])
+    start = None
+    if newest is not None:
+        _check_start(output / plans.FILE, values)
+    # A run that is taken up has its model; one from before plans were kept has it from W.
+    if values["from"] is not None and (newest is None or not (output / plans.FILE).exists()):
+        start = hub.load(*hub.find_weights(values["from"])).model
+    plan = plans.make(values, None if start is None else start.config)
+    recipe, cache = plan.recipe, values["cache_dir"]
+    sources = open_sources(
+        plan, int(os.environ.get("WORLD_SIZE", "1")), None if cache is None else Path(cache)
+    )
+    several = processes.launched()
+    device = None if several and values["device"] == "auto" else resolve(values["device"])
+    trainer = Trainer(
+        recipe,
+        sources.unpaired,
+        output,
+        accelerator=device,
+        encoder=None if plan.encoder is None else Path(plan.encoder),
+        start=start,
+        paired=sources.paired,
+    )
+    if not main:
+        return 0 if trainer.run(lambda progress: None) else 130
+
+    plan.write(output / plans.FILE)
+    print(f"data: {sources}")
+    if start is not None:
+        _tell_domains(start.config.domains, recipe.model.domains)
+    if newest is not None:
         print(f"resumed at step {trainer.step}")
-    sheet = SampleSheet(domains, recipe.seed)
-
-    with tqdm(total=recipe.steps, initial=trainer.step, desc="training", unit="step") as bar:
-
-        def show(progress: Progress) -> None:
-            bar.update()
-            bits = {name: f"{value:.3f}" for name, value in progress.bits.items()}
-            bar.set_postfix(bits, skipped=progress.skipped, refresh=False)
-            if progress.step % recipe.sample_every == 0 or progress.step == recipe.steps:
-                sheet.write(trainer.average, output / "samples" / f"step-{progress.step:08d}.png")
-
-        trainer.run(show)
-
-    _release(trainer, domains, output, arguments["from"])
+    sheet = SampleSheet(sources.crops(recipe.model.domains, recipe.seed), recipe.seed)
+    watch = Watch(trainer, sheet, tensorboard=values["tensorboard"])
+    try:
+        finished = _train(trainer, watch)
+        if finished:
+            picture = watch.finish()
+    except KeyboardInterrupt:
+        finished = False
+    finally:
+        watch.close()
+    if not finished:
+        saved = checkpoints.latest(output / "checkpoints")
+        print(
+            f"stopped at step {trainer.step} of {recipe.steps}; checkpoint {saved}\n"
+            f"go on with: deflow-aug train --resume --output {output}"
+        )
+        return 130
+    release(trainer, plan, sources.facts(), picture if values["card_samples"] else None)
     print(f"weights in {output}: DeFlowDegrader.from_pretrained({str(output)!r})")
+    print(
+        f"to share them: .push_to_hub('you/name'), which sends weights and facts alone. {output} "
+        "itself holds pieces of your photographs, in samples/"
+        + " and in the card's samples.png"
+        * values["card_samples"]
+    )
     return 0
 
 
-def _release(
-    trainer: Trainer, domains: dict[str, Any], output: Path, fine_tuned: str | None
-) -> None:
-    """Write the averaged weights, in float16, as a folder that from_pretrained loads."""
-    from deflow_aug.degrader import DeFlowDegrader
+def _train(trainer: Trainer, watch: Any) -> bool:
+    """Run to the end, with a progress bar; False if it was stopped."""
+    bits: dict[str, str] = {}
+    with tqdm(
+        total=trainer.recipe.steps, initial=trainer.step, desc="training", unit="step"
+    ) as bar:
 
-    recipe = to_dict(trainer.recipe)
-    del recipe["model"]  # it stands in config.json already
-    training: dict[str, Any] = {
-        "data": {
-            name: {"folder": crops.folder.name, "images": len(crops.files), "pixels": crops.pixels}
-            for name, crops in domains.items()
-        },
-        "recipe": recipe,
-    }
-    if fine_tuned is not None:
-        training["fine_tuned_from"] = fine_tuned
-    if trainer.encoder is not None:
-        training["encoder_weights"] = trainer.encoder
-    degrader = DeFlowDegrader(trainer.average, training=training, device="cpu")
-    # The moving average knows its weights no better than float16 does.
-    degrader.save_pretrained(output, half=True)
-    # Written anew: one that is there comes from before this run was resumed.
-    degrader.generate_model_card().save(output / "README.md")
+        def show(progress: Progress) -> None:
+            bar.update()
+            # Names stay in their places though not every step has all of them.
+            bits.update({name: f"{value:.3f}" for name, value in progress.bits.items()})
+            bar.set_postfix(bits, skipped=progress.skipped, refresh=False)
+            watch(progress)
+
+        return trainer.run(show)
+
+
+def _check_output(output: Path, newest: Path | None, resume: bool) -> None:
+    """Nobody's weights may be overwritten."""
+    if newest is None and (output / "config.json").exists():
+        raise FileExistsError(f"{output} holds weights already; choose another --output folder")
+    if newest is not None and not resume:
+        raise FileExistsError(
+            f"{output} holds a checkpoint ({newest.name}); give --resume to go on from it, or "
+            "another --output folder"
+        )
+    if newest is None and resume:
+        warnings.warn(f"no checkpoint in {output}: starting anew", stacklevel=1)
+
+
+def _check_start(file: Path, values: Mapping[str, Any]) -> None:
+    """What a resumed run started from stays; folders may have moved, which is told."""
+    if not file.exists():
+        return
+    before = plans.read(file)
+    for name in ("from", "encoder_weights"):
+        if not plans.same_place(values[name], before[name]):
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"this run started with {flag} {before[name]}, not {values[name]}; leave the flag "
+                "out, or choose another --output folder"
+            )
+    for flag in FOLDERS:
+        name = flag.strip("-")
+        if not plans.same_folders(values[name], before[name]):
+            warnings.warn(
+                f"the run started with {flag} {before[name]} and goes on with {values[name]}",
+                stacklevel=1,
+            )
+
+
+def _tell_domains(before: Sequence[str], now: Sequence[str]) -> None:
+    """Which shifts a fine-tuned model keeps."""
+    for text, names in (
+        ("new domains, with a shift of their own", [name for name in now if name not in before]),
+        ("domains of the weights without data, left out", [n for n in before if n not in now]),
+    ):
+        if names:
+            print(f"{text}: {', '.join(names)}")

@@ -168,12 +168,12 @@ class CropFolder:
 def check_separate(domains: Mapping[str, CropFolder]) -> None:
     """Raise DataError if domains are the same folder, nested, or share images by links.
 
-    Images that join a domain downscaled may be in another one as they are.
+    Images that are in a domain downscaled may be in another one as they are.
     """
     for (one, first), (other, second) in combinations(domains.items(), 2):
-        for i, a in enumerate(first.scans):
-            for j, b in enumerate(second.scans):
-                if a.factor == b.factor or i == j == 0:
+        for a in first.scans:
+            for b in second.scans:
+                if a.factor == b.factor:
                     _check_apart(f"{one} ({a.folder})", a, f"{other} ({b.folder})", b)
 
 

@@ -4,75 +4,188 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-KEPT = 2
+BEST = "best.safetensors"
+"""Name of the checkpoint with the lowest smoothed loss."""
+
+CHUNK = 2**24
+"""Bytes written at a time."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message says why and what to do."""
+    """A checkpoint cannot be used or written; the message says why and what to do."""
 
 
-def save(
-    folder: Path,
-    step: int,
-    tensors: Mapping[str, Tensor],
-    recipe: Mapping[str, object],
-    start: str | None = None,
-) -> Path:
-    """Write ``step-XXXXXXXX.safetensors`` under a temporary name, rename it, drop older ones.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after ``step`` steps.
 
     Args:
-        start: name of the weights that the run started from, if it did.
+        tensors: of the model, its average and the optimiser, on the CPU.
+        recipe: the settings, as plain values.
+        state: all else that the run needs to go on as if it had never stopped; JSON values.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:08d}.safetensors"
-    temporary = path.with_suffix(".partial")
-    metadata = {"step": str(step), "recipe": json.dumps(recipe, sort_keys=True)}
-    if start is not None:
-        metadata["start"] = start
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    recipe: Mapping[str, Any]
+    state: Mapping[str, Any]
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``step-XXXXXXXX.safetensors``: under another name first, which is then changed.
+
+    A reader, and a run that is killed at any moment, finds the whole file or none.
+
+    Raises:
+        CheckpointError: if it cannot be written, as on a full disk; nothing of it is left, and
+            what was there before is untouched.
+    """
+    path = path_of(folder, checkpoint.step)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+    metadata = {
+        "step": str(checkpoint.step),
+        "recipe": json.dumps(checkpoint.recipe, sort_keys=True),
+        "state": json.dumps(checkpoint.state, sort_keys=True),
+    }
+    # Not save_file: killed, it leaves a temporary file with a name that nobody knows.
+    data = safetensors.torch.save(tensors, metadata)
     try:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    for old in _all(folder)[:-KEPT]:
-        old.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        before = latest(folder)
+        kept = "there is none before it" if before is None else f"{before.name} is untouched"
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror or error}; it takes "
+            f"{len(data) / 2**20:.1f} MiB); {kept}. Make room and go on with --resume"
+        ) from error
     return path
 
 
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, force it to the disk, and rename it."""
+    temporary = path.with_suffix(".partial")
+    try:
+        with open(temporary, "wb") as file:
+            for start in range(0, len(data), CHUNK):
+                file.write(data[start : start + CHUNK])
+            file.flush()
+            os.fsync(file.fileno())
+        _rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def keep_best(folder: Path, step: int) -> None:
+    """Keep the checkpoint of this step under the name ``BEST``, whatever becomes of the others."""
+    temporary = (folder / BEST).with_suffix(".partial")
+    path = path_of(folder, step)
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            # A second name of the same file takes no room.
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        _rename(temporary, folder / BEST)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be kept as {BEST} as well ({error.strerror or error})"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def tidy(folder: Path, keep: int, every: int) -> None:
+    """Remove what a killed run left half-written, and old checkpoints.
+
+    The newest is kept, and the last ``keep`` that are good (see :func:`good`) and at multiples of
+    ``every`` steps: a run goes back to no other, so that it does not depend on where it was
+    stopped.
+    """
+    for partial in folder.glob("*.partial"):
+        partial.unlink()
+    found = steps(folder)
+    for step in set(found) - set(found[-1:]) - set(good(folder, every)[-keep:]):
+        path_of(folder, step).unlink()
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that checkpoints are of, in order."""
+    names = (path.stem.removeprefix("step-") for path in folder.glob("step-*.safetensors"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def good(folder: Path, every: int) -> list[int]:
+    """The steps, multiples of ``every``, of checkpoints whose state has a true ``"good"``."""
+    return [s for s in steps(folder) if s % every == 0 and _state(path_of(folder, s)).get("good")]
+
+
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint in a folder."""
-    found = _all(folder)
-    return found[-1] if found else None
+    """The newest checkpoint of a folder, whatever state it is in."""
+    found = steps(folder)
+    return path_of(folder, found[-1]) if found else None
 
 
-def load(path: Path) -> tuple[int, dict[str, Tensor], dict[str, object], str | None]:
-    """Step, tensors, recipe and start of a checkpoint, as :func:`save` got them.
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint.
 
     Raises:
         CheckpointError: if the file is not a checkpoint that :func:`save` wrote.
     """
     try:
-        tensors = load_file(path)
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            metadata = json.loads(file.read(length))["__metadata__"]
-        step, recipe = int(metadata["step"]), json.loads(metadata["recipe"])
-        return step, tensors, recipe, metadata.get("start")
-    except (SafetensorError, KeyError, ValueError, struct.error) as error:
+        metadata = _metadata(path)
+        step = int(metadata["step"])
+        recipe, state = json.loads(metadata["recipe"]), json.loads(metadata["state"])
+        return Checkpoint(step, safetensors.torch.load_file(path), recipe, state)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, struct.error) as error:
+        raise CheckpointError(f"{path} is not a usable checkpoint ({error!r})") from error
+
+
+def load_newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that can be loaded, or None in a folder without any.
+
+    One that is damaged is renamed, with a warning, and the one before it is taken.
+
+    Raises:
+        CheckpointError: if none of several can be loaded.
+    """
+    found = steps(folder)
+    for step in reversed(found):
+        path = path_of(folder, step)
+        try:
+            return load(path)
+        except CheckpointError as error:
+            aside = path.with_suffix(".damaged")
+            path.rename(aside)
+            warnings.warn(
+                f"{error}; it is set aside as {aside.name}, and the one before is used",
+                stacklevel=2,
+            )
+    if found:
         raise CheckpointError(
-            f"{path} is not a usable checkpoint ({error}); remove it to go on from the one before"
-        ) from error
+            f"none of the {len(found)} checkpoints in {folder} can be loaded; choose another "
+            "output folder, or remove them to start anew"
+        )
+    return None
 
 
 def pack_optimizer(
@@ -90,16 +203,46 @@ def unpack_optimizer(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
 ) -> None:
     """Restore what :func:`pack_optimizer` gave."""
+    optimizer.state.clear()
     for parameter, name in names.items():
         state = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
             saved = tensors.get(f"optimizer.{key}.{name}")
             if saved is not None:
-                # Adam keeps its step count on the CPU.
-                state[key] = saved if key == "step" else saved.to(parameter.device)
+                # Adam keeps its step count on the CPU, and writes to all of these in place.
+                device = "cpu" if key == "step" else parameter.device
+                state[key] = torch.empty_like(
+                    saved if key == "step" else parameter, device=device
+                ).copy_(saved)
         if state:
             optimizer.state[parameter] = state
 
 
-def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.safetensors"))
+def _state(path: Path) -> Mapping[str, Any]:
+    """The state alone, without reading the tensors; empty if the file is damaged."""
+    try:
+        state: Mapping[str, Any] = json.loads(_metadata(path)["state"])
+        return state
+    except (OSError, KeyError, ValueError, TypeError, struct.error):
+        return {}
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > path.stat().st_size:
+            raise ValueError("its header is longer than the file")
+        header: dict[str, Any] = json.loads(file.read(length))
+    metadata: dict[str, str] = header["__metadata__"]
+    return metadata
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    os.replace(temporary, path)
+    if os.name == "posix":
+        # The new name itself is on the disk when its folder is.
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,227 +1,269 @@
-"""The training loop: maximum likelihood of unpaired images of all domains (eq. 1, 7)."""
+"""The training loop: maximum likelihood of unpaired images and of pairs (eq. 1, 5, 7)."""
 
 from __future__ import annotations
 
-import copy
-import json
-import math
+import contextlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from deflow_aug import randomness
-from deflow_aug.config import from_dict, to_dict
-from deflow_aug.convert import encoder_weights, load_checkpoint
+from deflow_aug.adaptation import fit_shifts
+from deflow_aug.data.paired import PairedBatches
 from deflow_aug.data.unpaired import UnpairedBatches
-from deflow_aug.model import DeFlow, channels_last
-from deflow_aug.randomness import Stream
-from deflow_aug.training import checkpoints
+from deflow_aug.model import DeFlow
+from deflow_aug.training import checkpoints, resuming, starting
+from deflow_aug.training.feed import Feed, Portion
+from deflow_aug.training.objective import Objective
+from deflow_aug.training.processes import Processes, TrainingError, stop_signal
+from deflow_aug.training.progress import Log, Progress, means
 from deflow_aug.training.recipe import Recipe
+from deflow_aug.training.safety import Verdict
+from deflow_aug.training.state import State
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Progress", "Trainer", "TrainingError"]
 
 INITIALIZATION_BATCHES = 4
-MAX_SKIPPED_IN_A_ROW = 50
+"""Batches whose first images initialise the actnorms."""
 
-MAY_CHANGE = {"steps", "checkpoint_every", "sample_every"}
-"""Settings that a resumed run may have other values of."""
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What one step did. Likelihoods are in bits per dimension, averaged by domain."""
-
-    step: int
-    bits: Mapping[str, float]
-    gradient_norm: float
-    lr: float
-    skipped: int
-    seconds: float
+FIT_CROPS = 256
+"""Crops of each domain that a "fitted" shift is fitted to."""
 
 
 class Trainer:
-    """A run: the model, its moving average, the optimiser and the step it is at.
+    """A run: it owns the data, the state and the folder, and takes one step after the other.
+
+    Every process of a run makes one, and all call the same methods; the main one alone writes.
 
     Args:
         recipe: the settings.
-        batches: training data.
+        batches: unpaired training data; None to train on pairs alone.
         output: folder of checkpoints and of the log; a checkpoint found there is taken up.
-        device: where to train.
+        accelerator: see :class:`~deflow_aug.training.processes.Processes`; or the device of a
+            single process.
         encoder: file of RRDB (ESRGAN) weights that the conditioning network starts from. Not read
             where a checkpoint is taken up: it has been part of that run, or has not.
-        start: a model of the recipe's architecture to fine-tune: its weights are the start, but
-            for M, which starts anew (one that has collapsed to zero would never move). Not used
+        start: a model to fine-tune; see :func:`~deflow_aug.training.starting.fine_tune`. Not used
             where a checkpoint is taken up.
+        paired: paired training data. The sizes of both kinds of batches are those of
+            :meth:`Recipe.batch_sizes`.
 
     Raises:
+        deflow_aug.config.ConfigError: the recipe, the data and ``start`` contradict each other.
         deflow_aug.convert.ConversionError: ``encoder`` holds no RRDB weights, or not those of the
             recipe's architecture.
+        deflow_aug.training.checkpoints.CheckpointError: the checkpoints found in ``output`` are
+            all damaged or from other settings.
     """
 
-    encoder: str | None
-    """Name of the file that the conditioning network started from, in whichever session."""
+    recipe: Recipe
+    """The settings, complete with the statistics that were measured."""
+
+    model: DeFlow
+    """The model in training."""
+
+    average: DeFlow
+    """The moving average of its weights, which is what is released."""
 
     def __init__(
         self,
         recipe: Recipe,
-        batches: UnpairedBatches,
+        batches: UnpairedBatches | None,
         output: Path,
-        device: torch.device,
+        *,
+        accelerator: Accelerator | torch.device | None = None,
         encoder: Path | None = None,
         start: DeFlow | None = None,
+        paired: PairedBatches | None = None,
     ) -> None:
-        self.recipe, self.batches, self.output, self.device = recipe, batches, output, device
-        self.step = self.skipped = self.skipped_in_a_row = 0
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed the GPUs of whoever calls as well.
-            torch.default_generator.manual_seed(recipe.seed)
-            model = DeFlow(recipe.model)
-        # Channels last is what the convolution kernels of CPUs and GPUs are fastest in.
-        self.model = channels_last(model).to(device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.names: dict[Tensor, str] = {
-            parameter: name for name, parameter in self.model.named_parameters()
-        }
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.lr)
-        newest = checkpoints.latest(output / "checkpoints")
-        if newest is None:
+        self.output, self.folder = output, output / "checkpoints"
+        self.processes = Processes(accelerator)
+        self.accelerator, self.is_main = self.processes.accelerator, self.processes.is_main
+        self.device = self.processes.device
+        self.feed = Feed(recipe, batches, paired, self.processes.part)
+        found = resuming.share(self.processes, lambda: checkpoints.load_newest(self.folder))
+        if found is not None:
+            recipe = resuming.as_started(recipe, found)
+        elif recipe.match_statistics:
+            folders = self.feed.folders
+            recipe = self.processes.from_main(lambda: starting.with_statistics(recipe, folders))
+        model = starting.new_model(recipe).to(self.device)
+        if found is None:
             if start is not None:
-                kept = {
-                    name: tensor
-                    for name, tensor in start.state_dict().items()
-                    if not name.endswith(".factor")
-                }
-                self.model.load_state_dict(kept, strict=False)
-            self.encoder = None if encoder is None else encoder.name
+                starting.fine_tune(model, start)
             if encoder is not None:
-                weights = encoder_weights(load_checkpoint(encoder), recipe.model)
-                self.model.conditioning.load_state_dict(weights)
-            self._initialize()
-        else:
-            self._resume(newest)
-
-    def run(self, every_step: Callable[[Progress], None]) -> None:
-        """Train to the recipe's last step; a checkpoint is written whatever ends the run."""
-        self.output.mkdir(parents=True, exist_ok=True)
-        log = self.output / "log.jsonl"
-        self._trim(log)
-        saved = self.step
+                starting.load_encoder(model, encoder)
+            starting.initialize(model, self.feed.images(INITIALIZATION_BATCHES, model, self.device))
+        data = self.processes.from_main(self.feed.fingerprints)
+        self.state = State(model, recipe, data, encoder.name if encoder else None)
+        self.fresh = found is None
+        if found is not None:
+            self.state.resume(found)
+            if found.state["data"] != data and self.is_main:
+                warnings.warn(
+                    "the images are not those that the run was started with: it goes on with these",
+                    stacklevel=2,
+                )
+        self.recipe, self.model, self.average = recipe, model, self.state.average
         self.updating = False
-        try:
-            with open(log, "a", encoding="utf-8") as file:
-                while self.step < self.recipe.steps:
-                    progress = self._train_step()
-                    file.write(json.dumps(asdict(progress)) + "\n")
+        self.objective: nn.Module
+        self.objective, self.optimizer = self.accelerator.prepare(
+            Objective(model, recipe.precision), self.state.optimizer
+        )
+
+    @property
+    def step(self) -> int:
+        """Steps that have been taken."""
+        return self.state.step
+
+    @property
+    def encoder(self) -> str | None:
+        """Name of the file that the conditioning network started from, also of a resumed run."""
+        return self.state.encoder
+
+    def run(self, every_step: Callable[[Progress], None]) -> bool:
+        """Train to the recipe's last step; a checkpoint is written whatever ends the run.
+
+        Args:
+            every_step: called after each step, on every process.
+
+        Returns:
+            True at the last step; False if SIGINT (Ctrl-C) or SIGTERM stopped the run before it.
+
+        Raises:
+            TrainingError: if bad steps do not end even at a much lower learning rate.
+            CheckpointError: if a checkpoint cannot be written.
+        """
+        if self.fresh:
+            self.save()
+        else:
+            self._settle()
+        if self.state.safety.lost:
+            # Stopped just before it went back.
+            self._go_back()
+            self.save()
+        saved = self.step
+        with stop_signal() as stop, self._log() as log:
+            try:
+                for portion in self.feed.portions(self.step):
+                    progress, stopping = self._train_step(portion, stop.received)
+                    last = self.step == self.recipe.steps
+                    if last and self.recipe.model.shift == "fitted":
+                        self._fit_shifts()
+                    if log is not None:
+                        log.write(progress)
                     every_step(progress)
-                    if self.step % self.recipe.checkpoint_every == 0:
-                        file.flush()
-                        self.save()
+                    lost = self.state.safety.lost
+                    if lost:
+                        self._go_back()
+                    if lost or stopping or last or self.step % self.recipe.checkpoint_every == 0:
+                        if log is not None:
+                            log.sync()
                         saved = self.step
-        finally:
-            # Stopped in the middle of an update, the state is of no step and is not saved.
-            if saved != self.step and not self.updating:
-                self.save()
+                        self.save()
+                    if stopping and not last:
+                        return False
+            except BaseException:
+                # Stopped in the middle of an update, the state is of no step and is not saved.
+                if saved != self.step and not self.updating:
+                    self.save()
+                raise
+        return True
 
     def save(self) -> None:
-        """Write a checkpoint now."""
-        tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
-        tensors |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
-        tensors |= checkpoints.pack_optimizer(self.optimizer, self.names)
-        folder = self.output / "checkpoints"
-        checkpoints.save(folder, self.step, tensors, to_dict(self.recipe), self.encoder)
+        """Write a checkpoint now; the best one so far is kept under its own name as well.
 
-    def _train_step(self) -> Progress:
+        The best one has the lowest training loss in bits per dimension, smoothed over the last
+        hundred steps or so, of those at multiples of ``checkpoint_every`` steps. That is not always
+        the one whose samples look best.
+        """
+        checkpoint = self.state.checkpoint()
+        if self.is_main:
+            checkpoints.save(self.folder, checkpoint)
+        self._settle()
+
+    def _settle(self) -> None:
+        """What follows on writing a checkpoint, and is made up for if the run was killed then."""
+        if self.is_main:
+            if self.state.best is not None and self.state.best[0] == self.step:
+                checkpoints.keep_best(self.folder, self.step)
+            recipe = self.recipe
+            checkpoints.tidy(self.folder, recipe.keep_checkpoints, recipe.checkpoint_every)
+
+    def _train_step(self, portion: Portion, stop: bool) -> tuple[Progress, bool]:
+        """One step, or one that is skipped; and whether any process was asked to stop."""
         started = time.perf_counter()
-        lr = self.recipe.learning_rate(self.step)
-        for group in self.optimizer.param_groups:
+        state = self.state
+        names, lr = self.feed.names(state.step), state.lr
+        for group in state.optimizer.param_groups:
             group["lr"] = lr
-        images, domains, dequantization, noise = self._batch(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        bits = self.model.nll(images, domains, dequantization=dequantization, noise=noise)
+        bits = self.objective(*self.feed.inputs(portion, self.model, self.device))
+        # Every process has as many items, so the mean of the processes' means is that of all.
         bits.mean().backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm))
-        if math.isfinite(norm) and bool(torch.isfinite(bits).all()):
-            self.updating = True
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        # All processes judge by the same numbers, lest they part.
+        everyone = self._gathered(norm, stop, bits)
+        values = [value for _, _, *bits_of_one in everyone for value in bits_of_one]
+        norm_of_main, stopping = everyone[0][0], any(row[1] for row in everyone)
+        self.updating = True
+        verdict = state.safety.judge(values, norm_of_main)
+        if verdict is Verdict.GOOD:
             self.optimizer.step()
-            self._update_average()
-            self.skipped_in_a_row = 0
-        else:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-            if self.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
-                raise TrainingError(
-                    f"the loss was not finite for {self.skipped_in_a_row} steps in a row (step "
-                    f"{self.step}); lower lr (now {self.recipe.lr:g}) and start again"
-                )
-        self.step += 1
+            state.update_average()
+            state.smoothed.add(sum(values) / len(values))
+        state.step += 1
         self.updating = False
-        values = bits.tolist()
-        per_domain = {
-            name: sum(v for v, d in zip(values, domains, strict=True) if d == name)
-            / domains.count(name)
-            for name in dict.fromkeys(domains)
-        }
-        seconds = time.perf_counter() - started
-        return Progress(self.step, per_domain, norm, lr, self.skipped, seconds)
-
-    def _batch(self, step: int) -> tuple[Tensor, list[str], Tensor, Tensor]:
-        """Images, their domains, dequantisation and conditioning noise of a step."""
-        images, domains = self.batches.batch(step)
-        seed, scale = self.recipe.seed, self.recipe.model.scale
-        small = (*images.shape[:2], images.shape[2] // scale, images.shape[3] // scale)
-        dequantization = randomness.uniform(tuple(images.shape), seed, Stream.DEQUANTIZATION, step)
-        noise = randomness.normal(small, seed, Stream.CONDITIONING, step)
-        images, dequantization, noise = (
-            tensor.to(self.device, memory_format=torch.channels_last)
-            for tensor in (images, dequantization, noise)
+        progress = Progress(
+            step=state.step,
+            bits=means(names, values),
+            gradient_norm=norm_of_main,
+            lr=lr,
+            skipped=state.safety.skipped,
+            outliers=state.safety.outliers,
+            rolled_back=state.safety.rollbacks,
+            seconds=portion.waiting + time.perf_counter() - started,
+            waiting=portion.waiting,
         )
-        images = self.model.match_colours(images, domains)
-        return images, list(domains), dequantization, noise
+        return progress, stopping
 
-    def _initialize(self) -> None:
-        batches = (self._batch(step) for step in range(INITIALIZATION_BATCHES))
-        images, _, dequantization, noise = zip(*batches, strict=True)
-        self.model.initialize(
-            torch.cat(images), dequantization=torch.cat(dequantization), noise=torch.cat(noise)
-        )
-        self.average.load_state_dict(self.model.state_dict())
+    def _gathered(self, norm: Tensor, stop: bool, bits: Tensor) -> list[list[float]]:
+        """Of every process: the gradient's norm, whether it was asked to stop, each item's loss."""
+        own = torch.cat([norm.reshape(1), norm.new_tensor([stop]), bits.detach()])
+        rows: list[list[float]] = self.processes.gather(own).tolist()
+        return rows
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        # The average starts short, so that the random start is soon forgotten.
-        decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
-        for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
-
-    def _resume(self, path: Path) -> None:
-        step, tensors, stored, self.encoder = checkpoints.load(path)
-        # By way of a Recipe, for a checkpoint from before a setting existed has its default.
-        recipe, mine = to_dict(from_dict(Recipe, stored)), to_dict(self.recipe)
-        changed = sorted(k for k in mine.keys() - MAY_CHANGE if recipe.get(k) != mine[k])
-        if step > self.recipe.steps:
-            raise checkpoints.CheckpointError(
-                f"{path} is beyond the {self.recipe.steps} steps asked for"
+    def _go_back(self) -> None:
+        """Go back to the last good weights, or give up."""
+        state = self.state
+        target = resuming.share(self.processes, lambda: resuming.target(self.folder, state))
+        assert target is not None
+        self.updating = True
+        state.go_back(target)
+        self.updating = False
+        if self.is_main:
+            warnings.warn(
+                f"too many bad steps up to step {self.step}: back to the weights of step "
+                f"{target.step}, with half the learning rate ({state.lr:g})",
+                stacklevel=3,
             )
-        if changed:
-            raise checkpoints.CheckpointError(
-                f"{path} comes from other settings ({', '.join(changed)} differ); resume with the "
-                "settings it was started with, or choose another output folder"
-            )
-        for prefix, model in (("model.", self.model), ("average.", self.average)):
-            model.load_state_dict(
-                {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-            )
-        checkpoints.unpack_optimizer(self.optimizer, self.names, tensors)
-        self.step = step
 
-    def _trim(self, log: Path) -> None:
-        """Drop the log's lines after the step that is taken up: they will be written again."""
-        if log.exists():
-            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            log.write_text("".join(lines[: self.step]), encoding="utf-8")
+    def _fit_shifts(self) -> None:
+        """Set mu and M of the average from crops that come after those of the training."""
+        crops = self.feed.crops(self.recipe.steps, FIT_CROPS)
+        batches = {name: images.split(self.recipe.batch_size) for name, images in crops.items()}
+        fit_shifts(self.average, batches, seed=self.recipe.seed)
+
+    def _log(self) -> contextlib.AbstractContextManager[Log | None]:
+        """The log, from which steps after this one are dropped; they are about to come again."""
+        if not self.is_main:
+            return contextlib.nullcontext()
+        self.output.mkdir(parents=True, exist_ok=True)
+        return Log(self.output / "log.jsonl", self.step)

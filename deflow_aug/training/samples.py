@@ -2,76 +2,192 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
-from deflow_aug import randomness
-from deflow_aug.config import CLEAN
-from deflow_aug.data.unpaired import CropFolder
+from deflow_aug.degrader import DeFlowDegrader
+from deflow_aug.evaluation.noise import channel_correlation, lag_correlation, noise_of
 from deflow_aug.image_files import write_image
+from deflow_aug.latent import ShiftHealth
 from deflow_aug.model import DeFlow
-from deflow_aug.randomness import Stream
+
+Image8 = NDArray[np.uint8]
+Figures = dict[str, float]
 
 ROWS = 4
-ZOOM = 3
-GAP = 6
+SAMPLES = {
+    "temperature 0": (0.0, 0),
+    "temperature 0.5": (0.5, 0),
+    "temperature 1": (1.0, 0),
+    "1, another draw": (1.0, 1),
+    "temperature 1.2": (1.2, 0),
+}
+"""Columns of samples: the temperature, and which draw. Equal draws differ in strength alone."""
+
+AS_LEARNED = "temperature 1"
+"""The column whose noise is followed through a training."""
+
+PAIR, ELSEWHERE = "real, its pair", "real, elsewhere"
+"""Names of the last column."""
+
+GAIN = 4
+TILE, GAP, MARGIN, LABEL = 168, 4, 12, 92
+INK, PALE = (20, 20, 20), (110, 110, 110)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """What a domain's part of the sheet shows, uint8 [R, H, W, 3] each.
+
+    Args:
+        clean: clean crops.
+        real: degraded crops of this domain.
+        paired: whether they show the same places, so that their difference is noise.
+    """
+
+    clean: Image8
+    real: Image8
+    paired: bool = False
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A drawn sheet, and the noise statistics of its columns by domain (see :func:`figures`)."""
+
+    image: Image.Image
+    figures: dict[str, dict[str, Figures]]
+
+    def write(self, path: Path) -> None:
+        """Write it as a PNG, whole or not at all; the folder is made if need be."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(self.image, path)
 
 
 class SampleSheet:
-    """The same crops at every step, so that sheets can be compared.
+    """The same crops and draws at every step, so that sheets can be compared.
 
-    Columns: a clean crop, two samples of each degraded domain from it, and a real crop of each
-    degraded domain (of another scene: the data are unpaired).
+    Columns of each degraded domain: a clean crop, samples from it at several temperatures, and a
+    real degraded crop: its partner if the data are pairs, else of another scene. Below them the
+    noise of the first row, magnified, and the noise statistics of all rows.
+
+    A model whose Sigma is zero draws its randomness from dequantisation noise, which is switched
+    on for it.
+
+    Args:
+        crops: what to show, by domain.
+        seed: of the samples.
     """
 
-    def __init__(self, domains: Mapping[str, CropFolder], seed: int) -> None:
-        self.crops = {
-            name: np.stack([crops.draw(seed, Stream.BATCH, 2**31 + row) for row in range(ROWS)])
-            for name, crops in domains.items()
-        }
-        self.seed = seed
+    def __init__(self, crops: Mapping[str, Crops], seed: int) -> None:
+        self.crops, self.seed = dict(crops), seed
 
     @torch.no_grad()
-    def write(self, model: DeFlow, path: Path) -> None:
-        """Draw samples and write the sheet as a PNG, magnified."""
+    def draw(self, model: DeFlow, title: str) -> Sheet:
+        """Sample from the model and draw the sheet."""
+        blocks, found = [], {}
+        for name, crops in self.crops.items():
+            collapsed = all(
+                ShiftHealth.of(shift, model.config.domains.index(name) + 1).collapsed
+                for shift in model.domain_shifts()
+            )
+            columns = {"clean": crops.clean, **self._samples(model, name, collapsed)}
+            columns[PAIR if crops.paired else ELSEWHERE] = crops.real
+            measured = {
+                column: figures(images, crops.clean)
+                for column, images in columns.items()
+                if column != "clean" and (crops.paired or images is not crops.real)
+            }
+            found[name] = measured
+            note = "; Sigma is zero: dequantisation noise is switched on" * collapsed
+            blocks.append(_block(f"{title}, domain {name}{note}", columns, measured))
+        return Sheet(_stack(blocks), found)
+
+    def _samples(self, model: DeFlow, domain: str, dequantize: bool) -> dict[str, Image8]:
         device = next(model.parameters()).device
-        clean = torch.from_numpy(self.crops[CLEAN]).permute(0, 3, 1, 2).float().to(device) / 255
-        small = (3, *(side // model.config.scale for side in clean.shape[-2:]))
-        noise = self._normal(small, Stream.CONDITIONING).to(device)
-        features = model.features(clean, noise)
-        latents, _ = model.encode(clean, features)
-        columns = [self.crops[CLEAN]]
-        for domain in model.config.domains:
-            for number in range(2):
-                draws = [
-                    self._normal(tuple(z.shape[1:]), Stream.LATENT, number, i).to(device)
-                    for i, z in enumerate(latents)
-                ]
-                shifted = model.degrade(
-                    latents, draws, [domain] * ROWS, torch.ones(ROWS, device=device)
-                )
-                decoded = model.decode(shifted, features)
-                sample = model.unmatch_colours(decoded, [domain] * ROWS).clamp(0, 1).cpu()
-                columns.append((sample * 255).round().byte().permute(0, 2, 3, 1).numpy())
-            columns.append(self.crops[domain])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_image(_grid(columns), path)
-
-    def _normal(self, shape: tuple[int, ...], *key: int) -> Tensor:
-        return torch.stack([randomness.normal(shape, self.seed, *key, row) for row in range(ROWS)])
+        degrader = DeFlowDegrader(model, device=device, dequantize=dequantize)
+        clean = torch.from_numpy(self.crops[domain].clean).permute(0, 3, 1, 2).contiguous()
+        rows, columns = len(clean), {}
+        for column, (temperature, number) in SAMPLES.items():
+            seeds = [self.seed * 2 * ROWS + number * ROWS + row for row in range(rows)]
+            sample = degrader.degrade(clean, temperature, seed=seeds, domain=domain)
+            columns[column] = sample.permute(0, 2, 3, 1).numpy()
+        return columns
 
 
-def _grid(columns: list[np.ndarray]) -> Image.Image:
-    side = columns[0].shape[1] * ZOOM
-    width, height = (n * (side + GAP) - GAP for n in (len(columns), ROWS))
+def figures(degraded: Image8, clean: Image8) -> Figures:
+    """Statistics of the noise of crops, uint8 [R, H, W, 3] each: mean over the crops.
+
+    Returns:
+        ``std`` and ``std_r``, ``std_g``, ``std_b`` in levels (1/255), the correlation of
+        neighbours ``lag_h`` and ``lag_v``, that of channels ``rg``, ``gb`` and ``rb``. nan where
+        the noise is constant, in all crops.
+    """
+    noises = [noise_of(d, c) for d, c in zip(degraded, clean, strict=True)]
+    correlations = np.array([[*lag_correlation(n), *channel_correlation(n)] for n in noises])
+    channels = np.mean([n.std(axis=(0, 1)) for n in noises], axis=0)
+    with warnings.catch_warnings():
+        # Columns of nan alone: noise that is constant everywhere, as at temperature 0.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        means = np.nanmean(correlations, axis=0)
+    names = ("std_r", "std_g", "std_b", "lag_h", "lag_v", "rg", "gb", "rb")
+    values = dict(zip(names, map(float, (*channels, *means)), strict=True))
+    return {"std": float(np.mean([n.std() for n in noises])), **values}
+
+
+_TABLE = {
+    "std R G B": (("std_r", "std_g", "std_b"), "{:.1f}"),
+    "lag-1 h v": (("lag_h", "lag_v"), "{:.2f}"),
+    "RG GB RB": (("rg", "gb", "rb"), "{:.2f}"),
+}
+
+
+def _block(title: str, columns: dict[str, Image8], measured: dict[str, Figures]) -> Image.Image:
+    """The sheet of one domain."""
+    first = next(iter(columns.values()))
+    rows, crop = first.shape[:2]
+    side = crop * max(1, round(TILE / crop))
+    large, small = ImageFont.load_default(16), ImageFont.load_default(13)
+    top = MARGIN + 50
+    height = top + (rows + 1) * (side + GAP) + 18 * len(_TABLE) + MARGIN
+    width = LABEL + len(columns) * (side + GAP) + MARGIN
     sheet = Image.new("RGB", (width, height), "white")
-    for x, column in enumerate(columns):
-        for y, crop in enumerate(column):
-            tile = Image.fromarray(crop).resize((side, side), Image.Resampling.NEAREST)
-            sheet.paste(tile, (x * (side + GAP), y * (side + GAP)))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN, MARGIN), title, INK, large)
+    below = top + rows * (side + GAP)
+    pen.text((MARGIN, below + side / 2 - 16), f"noise x {GAIN}\nof row 1", PALE, small)
+    for line, label in enumerate(_TABLE):
+        pen.text((MARGIN, below + side + GAP + 4 + 18 * line), label, PALE, small)
+    for number, (name, images) in enumerate(columns.items()):
+        x = LABEL + number * (side + GAP)
+        pen.text((x + side / 2, top - 20), name, INK, small, anchor="ma")
+        tiles = list(images)
+        if name in measured:
+            tiles.append(_magnified(images[0], first[0]))
+            for line, (keys, form) in enumerate(_TABLE.values()):
+                values = [measured[name][key] for key in keys]
+                text = "  ".join("-" if np.isnan(v) else form.format(v) for v in values)
+                y = below + side + GAP + 4 + 18 * line
+                pen.text((x + side / 2, y), text, INK, small, anchor="ma")
+        for row, tile in enumerate(tiles):
+            picture = Image.fromarray(tile).resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(picture, (x, top + row * (side + GAP)))
+    return sheet
+
+
+def _magnified(degraded: Image8, clean: Image8) -> Image8:
+    """The noise of a crop about middle grey, uint8 [H, W, 3]."""
+    return np.clip(128 + GAIN * noise_of(degraded, clean), 0, 255).astype(np.uint8)
+
+
+def _stack(blocks: list[Image.Image]) -> Image.Image:
+    sheet = Image.new("RGB", (blocks[0].width, sum(b.height for b in blocks)), "white")
+    for number, block in enumerate(blocks):
+        sheet.paste(block, (0, sum(b.height for b in blocks[:number])))
     return sheet

@@ -1,0 +1,214 @@
+"""Seeing a run: pictures and figures in its folder, and in TensorBoard on request."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deflow_aug.latent import ShiftHealth
+from deflow_aug.model import DeFlow
+from deflow_aug.training import curves
+from deflow_aug.training.samples import AS_LEARNED, PAIR, SampleSheet, Sheet
+
+if TYPE_CHECKING:
+    from deflow_aug.training.loop import Progress, Trainer
+
+SHIFTS_PER_SHEET = 10
+"""How often the latent shift is written down between two sheets of samples."""
+
+
+class TrackingError(RuntimeError):
+    """TensorBoard was asked for and is not installed."""
+
+
+class Watch:
+    """Looks at a run after every step; for the main process alone.
+
+    In the run's folder it keeps ``samples/step-*.png``, ``curves.png`` and ``health.jsonl`` (the
+    latent shift, and the noise of samples).
+
+    Args:
+        trainer: the run, at the step that it goes on from.
+        sheet: what its samples are drawn from.
+        tensorboard: whether to write ``tensorboard/`` as well.
+
+    Raises:
+        TrackingError: if ``tensorboard`` is asked for and not installed.
+    """
+
+    def __init__(self, trainer: Trainer, sheet: SampleSheet, *, tensorboard: bool = False) -> None:
+        self.trainer, self.sheet, self.output = trainer, sheet, trainer.output
+        self.steps, self.every = trainer.recipe.steps, trainer.recipe.sample_every
+        self.board = TensorBoard(self.output, trainer.step) if tensorboard else None
+        self.plots = curves.available()
+        if not self.plots:
+            warnings.warn(curves.INSTALL, stacklevel=2)
+        self.drawn = trainer.step
+        self.health = self.output / curves.HEALTH
+        curves.trim(self.health, trainer.step)
+
+    def __call__(self, progress: Progress) -> None:
+        step = progress.step
+        if self.board:
+            self.board.scalars(progress_scalars(progress), step)
+        last = step == self.steps
+        if last or step == 1 or step % max(1, self.every // SHIFTS_PER_SHEET) == 0:
+            self._shift(step)
+        if last or step % self.every == 0:
+            self.pictures(step)
+
+    def pictures(self, step: int) -> None:
+        """Draw the samples and the curves of now; if that fails, say so and go on."""
+        try:
+            sheet = self.sheet.draw(self.trainer.average, f"step {step}")
+            sheet.write(self._sheet(step))
+        except (OSError, RuntimeError, MemoryError) as error:
+            # Too little memory to sample beside the training, say: no reason to end it.
+            warnings.warn(f"no pictures of step {step}: {error}", stacklevel=2)
+            return
+        noise = {domain: columns[AS_LEARNED] for domain, columns in sheet.figures.items()}
+        real = {
+            domain: columns[PAIR] for domain, columns in sheet.figures.items() if PAIR in columns
+        }
+        self._write({"step": step, "noise": noise, "real": real})
+        if self.board:
+            self.board.sheet(sheet, step)
+        self._curves(step)
+
+    def finish(self) -> Path | None:
+        """Draw what the last step has not drawn; returns the last sheet, if there is one."""
+        step = self.trainer.step
+        path = self._sheet(step)
+        # Fitted after the last step, the shift has never been seen.
+        if self.trainer.recipe.model.shift == "fitted" or not path.exists():
+            self._shift(step)
+            self.pictures(step)
+        return path if path.exists() else None
+
+    def close(self) -> None:
+        """Finish what is open, and show how far the run came."""
+        if self.drawn != self.trainer.step:
+            self._curves(self.trainer.step)
+        if self.board:
+            self.board.close()
+
+    def _sheet(self, step: int) -> Path:
+        return self.output / "samples" / f"step-{step:08d}.png"
+
+    def _curves(self, step: int) -> None:
+        if self.plots:
+            curves.draw(self.output)
+            self.drawn = step
+
+    def _shift(self, step: int) -> None:
+        shift = shift_figures(self.trainer.average)
+        self._write({"step": step, "shift": shift})
+        if self.board:
+            self.board.scalars(
+                {
+                    f"shift {key}/{domain}, latent {number}": latent[key]
+                    for domain, latents in shift.items()
+                    for number, latent in enumerate(latents)
+                    for key in ("mean_norm", "largest", "median", "smallest")
+                },
+                step,
+            )
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
+        with open(self.health, "a", encoding="utf-8") as file:
+            file.write(json.dumps(_without_nan(record)) + "\n")
+
+
+def shift_figures(model: DeFlow) -> dict[str, list[dict[str, float]]]:
+    """By domain and latent: the norm of mu, and the spectrum of Sigma."""
+    result = {}
+    for index, domain in enumerate(model.config.domains, start=1):
+        latents = []
+        for shift in model.domain_shifts():
+            health = ShiftHealth.of(shift, index)
+            values = health.eigenvalues
+            latents.append(
+                {
+                    "mean_norm": health.mean_norm,
+                    "largest": values[0],
+                    "median": values[len(values) // 2],
+                    "smallest": values[-1],
+                }
+            )
+        result[domain] = latents
+    return result
+
+
+def progress_scalars(progress: Progress) -> dict[str, float]:
+    """What TensorBoard is told of each step."""
+    return {
+        **{
+            f"bits per dimension/{name.replace('|', ' given ')}": value
+            for name, value in progress.bits.items()
+        },
+        "training/gradient norm": progress.gradient_norm,
+        "training/learning rate": progress.lr,
+        "training/skipped steps": progress.skipped,
+        "training/times gone back": progress.rolled_back,
+        "time/seconds a step": progress.seconds,
+        "time/waiting for data": progress.waiting,
+    }
+
+
+def require_tensorboard() -> None:
+    """Raise TrackingError if TensorBoard cannot be written."""
+    if any(find_spec(package) is None for package in ("accelerate", "tensorboard")):
+        raise TrackingError("--tensorboard needs a package: pip install 'deflow-aug[tensorboard]'")
+
+
+class TensorBoard:
+    """Scalars and pictures by accelerate's tracker, in the folder ``tensorboard``.
+
+    Args:
+        output: the run's folder.
+        step: events after this step, of before the run was resumed, are hidden.
+    """
+
+    def __init__(self, output: Path, step: int) -> None:
+        require_tensorboard()
+        from accelerate import PartialState
+        from accelerate.tracking import TensorBoardTracker
+
+        PartialState()  # which the tracker asks whether this is the main process
+        self.tracker = TensorBoardTracker("tensorboard", output, purge_step=step + 1)
+        self.tracker.start()
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Those that are finite."""
+        for name, value in values.items():
+            if math.isfinite(value):
+                self.tracker.writer.add_scalar(name, value, step)
+
+    def sheet(self, sheet: Sheet, step: int) -> None:
+        """The picture, and the noise statistics of every column."""
+        self.tracker.log_images(
+            {"samples": np.asarray(sheet.image)[None]}, step, dataformats="NHWC"
+        )
+        for domain, columns in sheet.figures.items():
+            for column, values in columns.items():
+                named = {f"noise {k}/{domain}, {column}": v for k, v in values.items()}
+                self.scalars(named, step)
+
+    def close(self) -> None:
+        """Write what is left, and close the file."""
+        self.tracker.finish()
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
