@@ -24,10 +24,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from deflow_aug.pairs.loader import DegradingLoader
-    from deflow_aug.pairs.dataset import CleanCrops, DegradedPairs
-    from deflow_aug.pairs.streams import StreamedPairs
     from deflow_aug.degrader import DeFlowDegrader
+    from deflow_aug.pairs.dataset import CleanCrops, DegradedPairs
+    from deflow_aug.pairs.loader import DegradingLoader
+    from deflow_aug.pairs.streams import StreamedPairs
     from deflow_aug.transforms import MixedDegradation, RandomDeFlow
 
 _MODULES = {

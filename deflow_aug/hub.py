@@ -20,7 +20,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from deflow_aug.config import ConfigError, ModelConfig, from_dict, to_dict
@@ -202,9 +203,9 @@ def save(folder: Path, pretrained: Pretrained, library_version: str, *, half: bo
     weights = folder / f".{SAFETENSORS_SINGLE_FILE}.partial"
     config = folder / f".{CONFIG_NAME}.partial"
     try:
-        save_file(tensors, weights, {"format": "pt"})
+        # Not save_file: killed, it leaves a temporary file with a name that nobody knows.
+        weights.write_bytes(to_bytes(tensors, {"format": "pt"}))
         config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        weights.chmod(config.stat().st_mode)  # safetensors lets nobody else read its files
         os.replace(weights, folder / SAFETENSORS_SINGLE_FILE)
         os.replace(config, folder / CONFIG_NAME)
     finally:

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deflow_aug import randomness
+from deflow_aug.data.pictures import DataError
+from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.pairs.degradation import Degradation, Steps, Transform, check_keys, named
 from deflow_aug.pairs.epoch import SharedEpoch
-from deflow_aug.data.pictures import DataError
 from deflow_aug.pairs.sources import Picture, cut, open_source, size_of
-from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.randomness import Stream
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from deflow_aug.data.pictures import DataError
+from deflow_aug.degrader import DeFlowDegrader
+from deflow_aug.pairs.dataset import Cutter
 from deflow_aug.pairs.degradation import Degradation, Steps, Transform, check_keys, named
 from deflow_aug.pairs.epoch import SharedEpoch
-from deflow_aug.pairs.dataset import Cutter
-from deflow_aug.data.pictures import DataError
 from deflow_aug.pairs.sources import extra, first_image
-from deflow_aug.degrader import DeFlowDegrader
 
 
 class StreamedPairs(IterableDataset[Any]):

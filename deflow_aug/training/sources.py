@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,8 @@ def open_sources(plan: Plan, processes: int, cache_dir: Path | None = None) -> S
     )
     common: dict[str, Any] = {
         "rotations": recipe.rotations,
-        "cache_bytes": recipe.cache_megabytes * 2**20,
+        # Of the processes that a launcher started on this machine, each has a cache of its own.
+        "cache_bytes": recipe.cache_megabytes * 2**20 // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         "cache_dir": cache_dir,
     }
     crop, align = recipe.crop, recipe.model.scale
