@@ -47,12 +47,26 @@ class UnreadableImageError(OSError):
     """The file exists but is no image that can be decoded in full."""
 
 
+LEFT_OUT = (
+    UnreadableImageError,
+    FileNotFoundError,
+    PermissionError,
+    ImportError,  # OpenCV, which some formats need
+    ValueError,
+)
+"""What reading and unpacking raise where one file is at fault, or cannot be read here; others can.
+
+Not so memory and disk errors, which concern all files.
+"""
+
+
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """All files under `folder` with one of IMAGE_SUFFIXES, in any case, sorted by path.
 
-    Files and folders whose name starts with a dot are left out, and links to folders are not
-    followed. The list may be empty. Raises FileNotFoundError or NotADirectoryError if `folder`
-    is no folder, and OSError if a folder in it cannot be read.
+    Files and folders whose name starts with a dot are left out. Links to folders are followed, and
+    each folder is searched once, however many links lead to it. The list may be empty. Raises
+    FileNotFoundError or NotADirectoryError if `folder` is no folder, and OSError if a folder in it
+    cannot be read.
     """
     root = Path(folder)
     if not root.exists():
@@ -64,8 +78,14 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
         raise error  # os.walk would skip the folder
 
     found: list[Path] = []
-    for parent, folders, names in os.walk(root, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(root, onerror=fail, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = [Path(parent, name) for name in names if not name.startswith(".")]
         found += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     return sorted(found, key=lambda path: path.relative_to(root).parts)
@@ -84,6 +104,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image | Array:
     OSError, such as FileNotFoundError, if the file cannot be read at all.
     """
     path = Path(path)
+    _check_kind(path)
     data = path.read_bytes()
     if not data:
         raise UnreadableImageError(f"cannot read image {path}: the file is empty (0 bytes)")
@@ -100,6 +121,8 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image | Array:
     except UnidentifiedImageError as error:
         reason = "not an image, or of a format that Pillow does not know"
         raise UnreadableImageError(f"cannot read image {path}: {reason}") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(f"cannot read image {path}: {_too_large(error)}") from error
     except Exception as error:  # decoders meet damaged files with exceptions of many kinds
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error
 
@@ -111,9 +134,12 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     follows the header may still be damaged. Raises as `read_image` does.
     """
     path = Path(path)
+    _check_kind(path)
     try:
         with open(path, "rb") as file, Image.open(file) as img:
             return img.height, img.width
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(f"cannot read image {path}: {_too_large(error)}") from error
     except UnidentifiedImageError as error:
         reason = (
             "not an image, or of a format that Pillow does not know"
@@ -129,6 +155,21 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error
     except Exception as error:
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+
+
+def _check_kind(path: Path) -> None:
+    # Opening a pipe would wait for somebody to write into it, for ever.
+    if path.exists() and not path.is_file():
+        raise UnreadableImageError(f"cannot read image {path}: it is no regular file")
+
+
+def _too_large(error: Exception) -> str:
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    return (
+        f"{error}. It is larger than Pillow's limit of {limit / 1e6:.0f} megapixels, which keeps "
+        "malicious files from filling the memory: cut it into parts, or raise "
+        "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    )
 
 
 # Damaged EXIF data raise exceptions of several kinds in Pillow, when read and when written. The

@@ -432,15 +432,21 @@ def test_the_command(
     weights, output = tmp_path / "w", tmp_path / "out"
     degrader.save_pretrained(weights)
     (folder / "broken.png").write_bytes(b"no image")
+    (folder / "dangling.png").symlink_to(folder / "nowhere.png")
     Image.new("RGB", (50, 3)).save(folder / "small.png")
     Image.fromarray(np.full((64, 64), 1e6, np.int32)).save(folder / "deep.tif")
     command = ["adapt", str(weights), f"--degraded={folder}", "--name=mine", "--device=cpu"]
     assert main([*command, f"--output={output}"]) == 0
     told = capsys.readouterr()
     assert "mine: fitted to 3 photographs" in told.out
-    assert "3 left out" in told.out
-    assert "3 files or images of" in told.err
-    for words in ("broken.png", "small.png is smaller than 4 x 4", "deep.tif: PIL images of mode"):
+    assert "4 left out" in told.out
+    assert "4 files or images of" in told.err
+    for words in (
+        "broken.png",
+        "dangling.png",
+        "small.png is smaller than 4 x 4",
+        "deep.tif: PIL images of mode",
+    ):
         assert words in told.err
     adapted = DeFlowDegrader.from_pretrained(output, device="cpu")
     facts = adapted.training_info["adapted"]["mine"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import builtins
 import copy
 import io
+import os
 import pickle
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from deflow_aug.image_files import (
     IMAGE_SUFFIXES,
     UnreadableImageError,
     find_images,
+    image_size,
     read_image,
     write_image,
 )
@@ -989,3 +992,37 @@ def test_every_suffix_can_be_written_and_read(tmp_path: Path) -> None:
         assert isinstance(read, Image.Image)
         assert read.size == (7, 5)
     assert len(find_images(tmp_path)) == len(IMAGE_SUFFIXES)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    for folder in ("elsewhere", "photos/own"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / "a.png")
+    (tmp_path / "photos" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "own" / "circle").symlink_to(tmp_path / "photos")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "photos" / "own")
+    found = [path.relative_to(tmp_path / "photos") for path in find_images(tmp_path / "photos")]
+    assert len(found) == 2
+    assert {path.resolve() for path in find_images(tmp_path / "photos")} == {
+        tmp_path / "elsewhere" / "a.png",
+        tmp_path / "photos" / "own" / "a.png",
+    }
+
+
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_a_pipe_is_no_image(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    """To open it would wait for ever."""
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UnreadableImageError, match="no regular file"):
+        read(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_an_image_over_the_limit_says_which_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
+) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(UnreadableImageError, match=r"raise PIL\.Image\.MAX_IMAGE_PIXELS"):
+        read(tmp_path / "large.png")

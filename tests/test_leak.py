@@ -110,12 +110,14 @@ def test_unreadable_small_and_surplus_images_are_left_out_and_counted(tmp_path: 
     clean, degraded = two_folders(tmp_path, count=6)
     whole = (clean / "0.png").read_bytes()
     (clean / "broken.png").write_bytes(whole[: len(whole) // 2])
+    (clean / "dangling.png").symlink_to(clean / "nowhere.png")
     Image.new("RGB", (20, 200)).save(degraded / "small.png")
     loaded = crops.load(clean, degraded, (2,), crop=64)
     assert loaded.images == (6, 6)
     assert loaded.side == 64
     notes = " ".join(loaded.notes)
-    assert "1 files" in notes
+    assert "2 files" in notes
+    assert "dangling.png" in notes
     assert "broken.png" in notes
     assert "small.png" in notes
     fewer = crops.load(clean, degraded, (2,), crop=64, images=5)

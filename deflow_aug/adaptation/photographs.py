@@ -17,7 +17,7 @@ from deflow_aug import randomness
 from deflow_aug.adaptation.closed_form import Moments, latent_moments
 from deflow_aug.config import CLEAN
 from deflow_aug.degrader import Images
-from deflow_aug.image_files import UnreadableImageError, find_images, read_image
+from deflow_aug.image_files import LEFT_OUT, find_images, read_image
 from deflow_aug.images import unpack
 from deflow_aug.model import DeFlow
 from deflow_aug.randomness import Stream
@@ -125,7 +125,7 @@ class Reader:
         for number, file in enumerate(files):
             try:
                 yield number, file.name, read_image(file)
-            except (UnreadableImageError, ImportError) as error:
+            except LEFT_OUT as error:
                 skipped.append(str(error))
 
     def _photograph(

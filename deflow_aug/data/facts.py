@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deflow_aug.data.pictures import BROKEN, ImageFile, Pictures
+from deflow_aug.data.pictures import ImageFile, Pictures
 from deflow_aug.data.scan import THREADS
+from deflow_aug.image_files import LEFT_OUT
 
 Statistics: TypeAlias = tuple[tuple[float, float, float], tuple[float, float, float]]
 
@@ -75,7 +76,7 @@ def _result(
 ) -> NDArray[np.float64] | None:
     try:
         return future.result()
-    except BROKEN as error:
+    except LEFT_OUT as error:
         pictures.leave_out(number, str(error))
         return None
 

@@ -18,16 +18,13 @@ import numpy as np
 from PIL import Image
 
 from deflow_aug.data.regions import Picture, Pixels
-from deflow_aug.image_files import UnreadableImageError, read_image
+from deflow_aug.image_files import LEFT_OUT, read_image
 from deflow_aug.images import unpack
 
 CACHE_BYTES = 2 * 2**30
 OPEN_MAPS = 128  # each holds a file descriptor
 SPARE_BYTES = 2**30  # that the cache on disk leaves free, for checkpoints
 _STALE_SECONDS = 3600
-
-BROKEN = (UnreadableImageError, FileNotFoundError, PermissionError, ValueError)
-"""What decoding raises where it is the file that is at fault, and not memory or disk."""
 
 
 class DataError(ValueError):
@@ -127,7 +124,7 @@ class Pictures:
             return self.kept[number]
         try:
             picture = self.load(number)
-        except BROKEN as error:
+        except LEFT_OUT as error:
             self.leave_out(number, str(error))
             return None
         self._keep(number, picture)

@@ -11,7 +11,7 @@ from pathlib import Path
 from deflow_aug.data.pictures import DataError, ImageFile
 from deflow_aug.image_files import (
     IMAGE_SUFFIXES,
-    UnreadableImageError,
+    LEFT_OUT,
     find_images,
     image_size,
 )
@@ -86,7 +86,7 @@ def _header(path: Path, factor: int) -> ImageFile | str:
     try:
         height, width = image_size(path)
         about = path.stat()
-    except (UnreadableImageError, FileNotFoundError, PermissionError) as error:
+    except LEFT_OUT as error:
         return str(error)
     inode = (about.st_dev, about.st_ino)
     return ImageFile(path, height, width, about.st_size, about.st_mtime_ns, inode, factor)

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from deflow_aug import randomness
 from deflow_aug.evaluation.auc import Bools, Integers
-from deflow_aug.image_files import UnreadableImageError, find_images, read_image
+from deflow_aug.image_files import LEFT_OUT, find_images, image_size, read_image
 from deflow_aug.images import unpack
 from deflow_aug.randomness import Stream
 
@@ -133,9 +132,8 @@ def _fitting_crop(chosen: Sequence[Sequence[Path]], align: int) -> int:
         sides = []
         for path in paths:
             try:
-                with Image.open(path) as image:
-                    sides.append(min(image.size))
-            except Exception:  # decoders meet damaged files with exceptions of many kinds
+                sides.append(min(image_size(path)))
+            except LEFT_OUT:
                 continue  # counted when it is read in full
         if sides:
             least = min(least, int(np.quantile(sides, 0.1, method="lower")))
@@ -160,7 +158,7 @@ def _domain(
     for index, path in enumerate(tqdm(paths[:images], f"reading {folder.name}", leave=False)):
         try:
             pixels = (unpack(read_image(path)).pixels[0] * 255).round().byte()
-        except (UnreadableImageError, ValueError):
+        except LEFT_OUT:
             broken.append(path.name)
             continue
         if min(pixels.shape[1:]) < crop:
