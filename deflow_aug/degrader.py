@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,42 @@ from torch import Tensor
 import deflow_aug
 from deflow_aug import hub, randomness
 from deflow_aug.card import model_card
-from deflow_aug.config import CLEAN
 from deflow_aug.devices import resolve
 from deflow_aug.images import unpack
-from deflow_aug.latent import normalized_weights
 from deflow_aug.model import DeFlow, Domain, channels_last
+from deflow_aug.pieces import Canvas, cut, extent
 from deflow_aug.randomness import Stream
-from deflow_aug.resize import bicubic_downscale, pad_to_multiple
+from deflow_aug.resize import bicubic_downscale
+from deflow_aug.sampling import (
+    RANDOM,
+    Domains,
+    Place,
+    Request,
+    Seed,
+    degraded_domain,
+    image_seed,
+    is_integer,
+    per_image_domains,
+    per_image_seeds,
+    per_image_temperature,
+    prepared,
+    sample,
+    temperature_range,
+)
+from deflow_aug.tiling import measured_halo, most_pixels, plan
+
+__all__ = [
+    "EIGHT_BIT_STEPS",
+    "RANDOM",
+    "DeFlowDegrader",
+    "Images",
+    "image_seed",
+    "temperature_range",
+]
 
 Images = Image.Image | NDArray[Any] | Tensor
-Seed = int | Sequence[int] | None
-Domains = Domain | Sequence[Domain] | None
 
 EIGHT_BIT_STEPS = 255
-
-RANDOM = "random"
-"""In place of a domain's name: one of the model's degraded domains, drawn for each image."""
 
 
 class DeFlowDegrader(ModelHubMixin):
@@ -75,6 +95,7 @@ class DeFlowDegrader(ModelHubMixin):
         self.model = model.requires_grad_(False).eval()
         self.training_info = dict(training or {})
         self.conditioning_noise, self.dequantize = conditioning_noise, dequantize
+        self._halo: int | None = None
         self.to(device)
 
     # -- weights ---------------------------------------------------------------------------
@@ -182,7 +203,7 @@ class DeFlowDegrader(ModelHubMixin):
 
     def check_domain(self, domain: Domain | None) -> None:
         """Raise, as :meth:`degrade` would, unless that takes this domain for every image."""
-        self._degraded_domain(domain, restoring=False)
+        degraded_domain(domain, self.model.config.domains, restoring=False)
 
     def degrade(
         self,
@@ -192,6 +213,7 @@ class DeFlowDegrader(ModelHubMixin):
         *,
         seed: Seed = None,
         domain: Domains = None,
+        tile: int | str | None = "auto",
     ) -> Any:
         """Degraded versions of clean images: y = f^-1(f(x; h(x)) + tau u; h(x)) (eq. 3, 8, 40).
 
@@ -209,6 +231,11 @@ class DeFlowDegrader(ModelHubMixin):
                 {"low": 0.5, "vintage": 0.5}: a shift between domains, whose mean, covariance and
                 channel statistics are the means of theirs with these weights, divided by their
                 sum. A sequence: one of these for each image of the batch.
+            tile: "auto" computes images one after another, and large ones in tiles, where memory
+                (3.2 GB on a CPU, half of what is free on a GPU) does not suffice for all at once. A
+                number: the side of tiles, in pixels. None or 0: everything at once. Noise belongs
+                to positions of the image, and tiles see what is around them (:meth:`halo`): with
+                tiles, results differ by less than 1/255.
 
         Returns:
             The kind of image that came in. For n_samples > 1 a list of PIL images, or an array or
@@ -218,13 +245,7 @@ class DeFlowDegrader(ModelHubMixin):
             TypeError, ValueError: for images that are none of the above, values out of range, or
                 arguments that do not fit the batch.
         """
-
-        def latents(
-            z: Sequence[Tensor], noise: Sequence[Tensor], tau: Tensor, drawn: Sequence[Domain]
-        ) -> list[Tensor]:
-            return self.model.degrade(z, noise, drawn, tau)
-
-        return self._sample(img, latents, domain, temperature, n_samples, seed)
+        return self._sample(img, n_samples, seed, domain, temperature, tile)
 
     def restore(
         self,
@@ -234,11 +255,12 @@ class DeFlowDegrader(ModelHubMixin):
         seed: Seed = None,
         mean: bool = False,
         domain: Domains = None,
+        tile: int | str | None = "auto",
     ) -> Any:
         """Clean versions of degraded images, drawn from p(x given y).
 
         Args:
-            img, n_samples, seed: as in :meth:`degrade`.
+            img, n_samples, seed, tile: as in :meth:`degrade`.
             domain: as in :meth:`degrade`, but not "random": which domain an image comes from is
                 not to be drawn.
             mean: decode the mean of the posterior latents instead of a draw from them. Nothing
@@ -247,15 +269,7 @@ class DeFlowDegrader(ModelHubMixin):
         Returns:
             As :meth:`degrade`.
         """
-
-        def latents(
-            z: Sequence[Tensor], noise: Sequence[Tensor], tau: Tensor, drawn: Sequence[Domain]
-        ) -> list[Tensor]:
-            return self.model.restore(z, None if mean else noise, drawn)
-
-        return self._sample(
-            img, latents, domain, 1.0, n_samples, seed, noisy=not mean, restoring=True
-        )
+        return self._sample(img, n_samples, seed, domain, 1.0, tile, restoring=True, mean=mean)
 
     def feed(
         self,
@@ -294,7 +308,7 @@ class DeFlowDegrader(ModelHubMixin):
         if not isinstance(gt, Tensor) or gt.ndim != 4 or gt.shape[1] != 3:
             given = tuple(gt.shape) if isinstance(gt, Tensor) else type(gt).__qualname__
             raise ValueError(f"expected a batch of clean images, [B, 3, H, W], got {given}")
-        if not _is_integer(scale) or scale < 1:
+        if not is_integer(scale) or scale < 1:
             raise ValueError(f"scale must be an integer of at least 1, got {scale!r}")
         if gt.shape[-2] % scale or gt.shape[-1] % scale:
             raise ValueError(
@@ -332,7 +346,7 @@ class DeFlowDegrader(ModelHubMixin):
             A float for a single image; for a batch, a tensor or array of shape (B,). Minus this is
             the usual negative log-likelihood in bits per dimension.
         """
-        pixels = self._prepare(unpack(img).pixels)
+        pixels = prepared(self.model, unpack(img).pixels)
         domains = [domain] * len(pixels)
         bits = -self.model.nll(self.model.match_colours(pixels, domains), domains)
         # nll is of the bins of training.
@@ -343,169 +357,48 @@ class DeFlowDegrader(ModelHubMixin):
             return bits.cpu().numpy()
         return float(bits)
 
-    @torch.inference_mode()
     def _sample(
         self,
         img: Images,
-        latents: Callable[
-            [Sequence[Tensor], Sequence[Tensor], Tensor, Sequence[Domain]], list[Tensor]
-        ],
-        domain: Domains,
-        temperature: float | Sequence[float] | Tensor,
         n_samples: int,
         seed: Seed,
-        noisy: bool = True,
-        restoring: bool = False,
+        domain: Domains,
+        temperature: float | Sequence[float] | Tensor,
+        tile: int | str | None,
+        **way: bool,
     ) -> Any:
-        """Samples of ``latents`` of the image's latents: to the degraded domain, or from it."""
-        if not _is_integer(n_samples) or n_samples < 1:
+        """Samples of an image or a batch, tile by tile."""
+        if not is_integer(n_samples) or n_samples < 1:
             raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}")
-        unpacked = unpack(img)
-        height, width = unpacked.pixels.shape[-2:]
-        x = self._prepare(unpacked.pixels)
-        domains, clean = self._degraded_domains(domain, len(x), restoring), [CLEAN] * len(x)
-        x = self.model.match_colours(x, domains if restoring else clean)
-        seeds = _per_image_seeds(seed, len(x))
-        tau = _per_image_temperature(temperature, len(x)).to(self.device)
-
-        noise = None
-        if noisy and self.conditioning_noise:
-            scale = self.model.config.scale
-            small = (3, x.shape[-2] // scale, x.shape[-1] // scale)
-            noise = self._noise([small], seeds, Stream.CONDITIONING)[0]
-        features = self.model.features(x, noise)
-        dequantize = noisy and self.dequantize
-        z: list[Tensor] = []
-        shapes = self.model.latent_shapes(*x.shape[-2:])
-        samples = []
-        for number in range(n_samples):
-            if dequantize:
-                z, _ = self.model.encode(x + self._dequantization(x, seeds, tau, number), features)
-            elif not z:  # the same for all samples
-                z, _ = self.model.encode(x, features)
-            draw = self._noise(shapes, seeds, Stream.LATENT, number)
-            drawn = self._drawn(domains, seeds, number)
-            y = self.model.decode(latents(z, draw, tau, drawn), features)
-            y = self.model.unmatch_colours(y, clean if restoring else drawn)
-            samples.append(y[..., :height, :width])
-        return unpacked.pack(torch.stack(samples), stack=n_samples > 1)
-
-    def _prepare(self, pixels: Tensor) -> Tensor:
-        padded = pad_to_multiple(pixels.to(self.device), self.model.config.size_multiple)
-        return padded.contiguous(memory_format=torch.channels_last)
-
-    def _dequantization(self, x: Tensor, seeds: Sequence[int], tau: Tensor, number: int) -> Tensor:
-        """Dequantisation noise like ``x`` of the sample with this number."""
-        shape = tuple(x.shape[1:])
-        draws = [randomness.uniform(shape, seed, Stream.DEQUANTIZATION, number) for seed in seeds]
-        width_of_bin = tau.clamp(max=1) / self.model.config.dequantization_steps
-        return width_of_bin[:, None, None, None] * torch.stack(draws).to(x.device)
-
-    def _noise(
-        self, shapes: Sequence[tuple[int, ...]], seeds: Sequence[int], *key: int
-    ) -> list[Tensor]:
-        """Standard normal draws [B, *shape] for each shape; those of an image from its seed."""
-        return [
-            torch.stack([randomness.normal(shape, seed, *key, i) for seed in seeds]).to(self.device)
-            for i, shape in enumerate(shapes)
-        ]
-
-    def _drawn(
-        self, domains: Sequence[Domain], seeds: Sequence[int], number: int
-    ) -> Sequence[Domain]:
-        """The domains of the sample with this number: "random" drawn, from each image's seed."""
-        known = self.model.config.domains
-        if RANDOM in known:
-            return domains
-        return [
-            known[randomness.generator(seed, Stream.CHOICE, number).integers(len(known))]
-            if one == RANDOM
-            else one
-            for one, seed in zip(domains, seeds, strict=True)
-        ]
-
-    def _degraded_domains(self, domain: Domains, images: int, restoring: bool) -> list[Domain]:
-        """The degraded domain of each image, checked: a name, a mix, or "random"."""
-        if domain is None or isinstance(domain, (str, Mapping)):
-            return [self._degraded_domain(domain, restoring)] * images
-        if not isinstance(domain, (Sequence, np.ndarray)):
-            raise TypeError(
-                f"domain must be a name, {{name: weight}}, or one of these for each image, "
-                f"got {domain!r}"
-            )
-        if len(domain) != images:
-            raise ValueError(f"expected one domain, or {images} (one an image), got {len(domain)}")
-        return [self._degraded_domain(one, restoring) for one in domain]
-
-    def _degraded_domain(self, domain: Domain | None, restoring: bool) -> Domain:
-        known = self.model.config.domains
-        if domain is None and len(known) == 1:
-            return known[0]
-        if isinstance(domain, Mapping):
-            weights = normalized_weights(domain, known)
-            return weights if len(weights) > 1 else next(iter(weights))
-        if domain in known:
-            return domain
-        if domain == RANDOM and not restoring:
-            return RANDOM
-        if domain == RANDOM:
-            raise ValueError(
-                f'domain="random" is for degrade: name the domain that the images come from '
-                f"({', '.join(known)}), or give a mix {{name: weight}}"
-            )
-        raise ValueError(
-            f"domain must be one of this model's degraded domains ({', '.join(known)}), "
-            f"got {domain!r}"
+        config, size = self.model.config, extent(img)
+        limit = most_pixels(config, int(n_samples), self.device, math.prod(size))
+        tiles = plan(size, tile, config.size_multiple, limit, self.halo)
+        unpacked = unpack(img) if len(tiles) == 1 else None
+        for part in tiles if unpacked is None else ():
+            unpack(cut(img, part.box))  # what is wrong with an image is told before it is computed
+        request = Request(
+            per_image_seeds(seed, size[0]),
+            per_image_temperature(temperature, size[0]),
+            per_image_domains(domain, size[0], config.domains, way.get("restoring", False)),
+            int(n_samples),
+            conditioning_noise=self.conditioning_noise,
+            dequantize=self.dequantize,
+            **way,
         )
+        stack = n_samples > 1
+        if unpacked is not None:
+            return unpacked.pack(sample(self.model, unpacked.pixels, request), stack)
+        canvas = Canvas(img, int(n_samples), stack)
+        for part in tiles:
+            window = part.window
+            piece = unpack(cut(img, window))
+            place = Place(window.rows.start, window.columns.start, *size[1:])
+            samples = sample(self.model, piece.pixels, request.of(window.images), place)
+            canvas.paste(piece.pack(samples, stack=True), window, part.box)
+        return canvas.result()
 
-
-def image_seed(seed: int, step: int, index: int) -> int:
-    """The seed of image ``index`` in step or epoch ``step`` of what ``seed`` began."""
-    # The key without its last integer names the crop of the same image.
-    return int(randomness.generator(seed, Stream.CROP, step, index, 1).integers(2**63))
-
-
-def temperature_range(temperature: Sequence[float]) -> tuple[float, float]:
-    """The two ends of a range of temperatures, checked."""
-    ends = tuple(temperature)
-    if len(ends) != 2 or not (0 <= ends[0] <= ends[1] < math.inf):
-        raise ValueError(
-            f"a range of temperatures is (low, high) with 0 <= low <= high, got {temperature!r}; "
-            f"pass a tensor for one temperature an image"
-        )
-    return float(ends[0]), float(ends[1])
-
-
-def _per_image_seeds(seed: Seed, images: int) -> list[int]:
-    if seed is None:
-        return [randomness.fresh_seed() for _ in range(images)]
-    seeds = list(seed) if isinstance(seed, (Sequence, np.ndarray)) else [seed] * images
-    if len(seeds) != images:
-        raise ValueError(f"expected one seed, or {images} (one an image), got {len(seeds)}")
-    for one in seeds:
-        if not _is_integer(one) or one < 0:
-            raise ValueError(f"a seed is an integer of at least 0, got {one!r}")
-    return [int(one) for one in seeds]
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _per_image_temperature(temperature: float | Sequence[float] | Tensor, images: int) -> Tensor:
-    try:
-        tau = torch.as_tensor(temperature, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"temperature must be a number, or one for each image, got {temperature!r}"
-        ) from error
-    if tau.ndim == 0:
-        tau = tau.expand(images)
-    if tau.shape != (images,):
-        raise ValueError(
-            f"temperature must be a number, or {images} numbers (one an image), "
-            f"got shape {tuple(tau.shape)}"
-        )
-    if not bool((torch.isfinite(tau) & (tau >= 0)).all()):
-        raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
-    return tau
+    def halo(self) -> int:
+        """Pixels around each tile that are computed with it; measured once for a model."""
+        if self._halo is None:
+            self._halo = measured_halo(self.model)
+        return self._halo

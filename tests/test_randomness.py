@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from deflow_aug.randomness import Stream, fresh_seed, generator, normal, uniform
+from deflow_aug.randomness import (
+    BLOCK,
+    Stream,
+    fresh_seed,
+    generator,
+    normal,
+    normal_part,
+    uniform,
+    uniform_part,
+)
 
 KEYS = [(7, Stream.LATENT, 3), (8, Stream.LATENT, 3), (7, Stream.LATENT, 4)]
 KEYS += [(7, Stream.DEQUANTIZATION, 3), (4, Stream.LATENT, 7), (3, 7, Stream.LATENT)]
@@ -74,8 +83,44 @@ def test_what_a_seed_means_never_changes() -> None:
         "DEQUANTIZATION": 2,
         "LATENT": 3,
         "BATCH": 4,
+        "PAIRED": 5,
+        "TEMPERATURE": 6,
+        "CHOICE": 7,
+        "CROP": 8,
+        "SUGGEST": 9,
+        "FIT": 10,
     }
     assert generator(1, 2, 3).integers(2**63) == 7338073586685795035
+    assert BLOCK == 64
+    block = normal((2, 6, 36), 9, 1, 1)  # of row 1 and column 1: what is left of 70 x 100
+    assert normal_part((2, 70, 100), slice(64, 70), slice(64, 100), 9).equal(block)
+
+
+@pytest.mark.parametrize("draw", [normal_part, uniform_part])
+def test_a_window_is_a_part_of_the_whole(draw) -> None:
+    shape = (3, 150, 200)
+    whole = draw(shape, slice(0, 150), slice(0, 200), 7, Stream.LATENT)
+    assert len(whole.unique()) > 0.99 * whole.numel()
+    for rows, columns in (
+        (slice(0, 1), slice(0, 1)),
+        (slice(64, 128), slice(0, 64)),
+        (slice(60, 70), slice(120, 200)),
+        (slice(10, 150), slice(63, 65)),
+        (slice(149, 150), slice(199, 200)),
+    ):
+        part = draw(shape, rows, columns, 7, Stream.LATENT)
+        assert part.equal(whole[:, rows, columns])
+    assert not draw(shape, slice(0, 9), slice(0, 9), 8, Stream.LATENT).equal(whole[:, :9, :9])
+
+
+def test_blocks_are_not_correlated() -> None:
+    side = 4 * BLOCK
+    whole = normal_part((3, side, side), slice(0, side), slice(0, side), 5)
+    blocks = whole.unfold(1, BLOCK, BLOCK).unfold(2, BLOCK, BLOCK).movedim(0, 2).flatten(2)
+    correlation = torch.corrcoef(blocks.flatten(0, 1)) - torch.eye(16)
+    assert correlation.abs().max() < 5 / math.sqrt(3 * BLOCK**2)
+    assert abs(whole.mean()) < 5 / math.sqrt(whole.numel())
+    assert abs(whole.square().mean() - 1) < 5 * math.sqrt(2 / whole.numel())
 
 
 def test_fresh_seeds_differ_and_can_be_keys() -> None:

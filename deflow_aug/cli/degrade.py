@@ -45,6 +45,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="add seeded dequantisation noise before encoding: the randomness of published models",
     )
+    parser.add_argument(
+        "--tile",
+        type=str,
+        default="auto",
+        help="side of the tiles that a photo is computed in, in pixels; 0: at once; auto: in "
+        "tiles if it is too large for 3.2 GB of memory, or half of what is free on a GPU",
+    )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
 
@@ -55,7 +62,7 @@ def run(arguments: Namespace) -> int:
         raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
     if not 0 <= arguments.temperature < math.inf:
         raise ValueError(f"--temperature must be at least 0, got {arguments.temperature}")
-    domain = _domain(arguments.domain)
+    domain, tile = _domain(arguments.domain), _tile(arguments.tile)
     output = Path(arguments.output)
     jobs = list(_jobs([Path(photo) for photo in arguments.photos]))
     _check_targets(jobs, output, arguments.samples)
@@ -78,7 +85,9 @@ def run(arguments: Namespace) -> int:
                 arguments.samples,
                 seed=_seed(arguments.seed, relative),
                 domain=domain,
+                tile=tile,
             )
+            del image  # where it is large, memory for its result's file
             for number, sample in enumerate([samples] if arguments.samples == 1 else samples):
                 target = _target(output, relative, number, arguments.samples)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +124,14 @@ def _domain(text: str | None) -> str | dict[str, float] | None:
             raise ValueError(f"--domain names {name!r} twice")
         weights[name] = value
     return weights
+
+
+def _tile(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(f"--tile takes auto or a number of pixels, got {text!r}")
+    return int(text)
 
 
 def _read(source: Path) -> Any:

@@ -1,0 +1,256 @@
+"""Large images: the tiles that they are computed in, and what tiles must see around them.
+
+A tile is computed with a margin around it, its halo, which is thrown away. The networks' receptive
+fields are in theory hundreds of pixels wide, but what is far away hardly counts: the halo is the
+distance at which a cut through an image changes nothing that could be seen, measured on the model
+itself (:func:`measured_halo`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from deflow_aug import randomness
+from deflow_aug.config import ModelConfig
+from deflow_aug.model import DeFlow
+from deflow_aug.pieces import Box
+from deflow_aug.sampling import Place, Request, is_integer, sample
+
+WORKING_MEMORY = 3_200_000_000
+"""Bytes that windows may take on a CPU, and on a GPU without asking how much of it is free."""
+
+INVISIBLE = 0.1 / 255
+"""What a cut may change beyond the halo: a tenth of what tiles may differ by anywhere."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of an image, and the window around it that is computed to get it."""
+
+    box: Box
+    window: Box
+
+
+def plan(
+    extent: tuple[int, int, int],
+    tile: int | str | None,
+    multiple: int,
+    limit: int,
+    halo: Callable[[], int],
+) -> list[Tile]:
+    """Tiles that make up a batch of images, one if it is to be computed at once.
+
+    Args:
+        extent: number of images, height and width.
+        tile: "auto", as few as keep windows within so many pixels: groups of whole images if one
+            fits, else the grid of each image that computes the least in all; a side; None or 0,
+            one tile.
+        multiple: where tiles begin.
+        limit: pixels that a window may have over all its images, for "auto".
+        halo: a multiple of ``multiple``; asked only if images are cut.
+
+    Raises:
+        ValueError: for a tile that is none of these.
+    """
+    images, height, width = extent
+    whole = Box(slice(0, images), slice(0, height), slice(0, width))
+    everything = [Tile(whole, whole)]
+    if tile == "auto":
+        one = _padded(height, multiple) * _padded(width, multiple)
+        if images * one <= limit:
+            return everything
+        group = max(1, limit // one)
+        groups = [slice(i, min(i + group, images)) for i in range(0, images, group)]
+        if one <= limit:
+            boxes = [Box(some, slice(0, height), slice(0, width)) for some in groups]
+            return [Tile(box, box) for box in boxes]
+        margin = halo()
+        grid = _cheapest_grid(height, width, multiple, margin, limit)
+        sides = _even(height, grid[0], multiple), _even(width, grid[1], multiple)
+    elif tile is None:
+        return everything
+    elif isinstance(tile, str) or not is_integer(tile) or tile < 0:
+        raise ValueError(f'tile must be "auto", None, or the side of tiles in pixels, got {tile!r}')
+    else:
+        side = _padded(tile, multiple) or max(height, width)
+        if side >= height and side >= width:
+            return everything
+        margin, groups = halo(), [slice(0, images)]
+        sides = _steps(height, side), _steps(width, side)
+    return [
+        Tile(
+            Box(some, rows, columns),
+            Box(some, _wider(rows, margin, height), _wider(columns, margin, width)),
+        )
+        for some in groups
+        for rows in sides[0]
+        for columns in sides[1]
+    ]
+
+
+def _padded(side: int, multiple: int) -> int:
+    return -(-side // multiple) * multiple
+
+
+def _steps(side: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, side)) for start in range(0, side, step)]
+
+
+def _even(side: int, parts: int, multiple: int) -> list[slice]:
+    """A side cut into parts of nearly the same length, at multiples."""
+    units = -(-side // multiple)
+    cuts = [i * units // parts * multiple for i in range(parts)] + [side]
+    return [slice(start, stop) for start, stop in pairwise(cuts)]
+
+
+def _wider(one: slice, margin: int, side: int) -> slice:
+    return slice(max(0, one.start - margin), min(side, one.stop + margin))
+
+
+def _cheapest_grid(
+    height: int, width: int, multiple: int, halo: int, limit: int
+) -> tuple[int, int]:
+    """Rows and columns of tiles whose windows have at most ``limit`` pixels, the fewest in all.
+
+    Where little more than a halo fits into the limit, tiles are as large as their halo all the
+    same: smaller ones would cost far more time than they save memory.
+    """
+    limit = max(limit, (3 * halo + multiple) ** 2)
+
+    def longest(side: int, parts: int) -> int:
+        return max(w.stop - w.start for w in windows(side, parts)) + multiple - 1
+
+    def windows(side: int, parts: int) -> list[slice]:
+        return [_wider(one, halo, side) for one in _even(side, parts, multiple)]
+
+    def total(side: int, parts: int) -> int:
+        return sum(w.stop - w.start for w in windows(side, parts))
+
+    best: tuple[int, tuple[int, int]] | None = None
+    most = [max(1, side // max(halo, multiple)) for side in (height, width)]
+    columns = most[1]
+    for rows in range(1, most[0] + 1):
+        # The more rows, the fewer columns are needed.
+        tall = longest(height, rows)
+        if tall * longest(width, columns) > limit:
+            continue
+        while columns > 1 and tall * longest(width, columns - 1) <= limit:
+            columns -= 1
+        cost = total(height, rows) * total(width, columns)
+        if best is None or cost < best[0]:
+            best = cost, (rows, columns)
+    return best[1] if best else (most[0], most[1])
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def bytes_per_pixel(config: ModelConfig, samples: int) -> int:
+    """About the most memory that a window takes at once, for each of its pixels.
+
+    Fitted to measurements (``python benchmarks/large_images.py photo``). The sum is what the flow's
+    steps have prepared from the features: the hidden channels of couplings, shift and scale of
+    injectors. The rest is what one of them takes while it computes.
+    """
+    floats = 40.0 + config.hidden + config.encoder.feature_channels + 6 * samples
+    for level, channels in enumerate(config.level_channels, start=1):
+        floats += config.steps * (config.hidden + 3 * channels) / 4**level
+    return int(4 * floats)
+
+
+def most_pixels(config: ModelConfig, samples: int, device: torch.device, wanted: int) -> int:
+    """How many pixels a window may have on this device, over all its images.
+
+    Args:
+        wanted: how many all images have. The GPU is only asked where that is much.
+    """
+    each = bytes_per_pixel(config, samples)
+    if device.type != "cuda" or wanted * each <= WORKING_MEMORY:
+        return WORKING_MEMORY // each
+    free, _ = torch.cuda.mem_get_info(device)
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (free + idle) // 2 // each
+
+
+# -- the halo --------------------------------------------------------------------------------------
+
+REACH = 32
+"""How far the measurement looks, in units of the size multiple (8 pixels for three levels)."""
+
+
+def measured_halo(model: DeFlow) -> int:
+    """How far beyond its cut a window differs visibly from the whole image, in pixels.
+
+    Random pictures with structure at every scale are degraded and restored at temperature 1, whole
+    and from a cut on, in every domain. The result is the least multiple of
+    ``config.size_multiple`` beyond which no pixel differs by more than INVISIBLE.
+    """
+    multiple = model.config.size_multiple
+    errors = torch.stack([cut_errors(model, restoring) for restoring in (False, True)]).amax(0)
+    return max(radius(errors, INVISIBLE, multiple), multiple, 2 * model.config.scale)
+
+
+def radius(errors: Tensor, limit: float, multiple: int) -> int:
+    """The distance from which on errors stay within a limit, rounded up to a multiple.
+
+    Rounding, coarse on GPUs (TF32), does not vanish at any distance. Limits below twice what is
+    found furthest away are raised to that, to at most 0.25 / 255.
+    """
+    furthest = 2 * float(errors[-(len(errors) // 4) :].max())
+    visible = errors > max(limit, min(furthest, 0.25 / 255))
+    return _padded(int(visible.nonzero().max()) + 1, multiple) if bool(visible.any()) else 0
+
+
+def cut_errors(
+    model: DeFlow, restoring: bool, pictures: Tensor | None = None, temperature: float = 1.0
+) -> Tensor:
+    """The largest difference that a cut makes, at each distance from it, [pixels beyond it].
+
+    Args:
+        model: the model.
+        restoring: whether to restore or to degrade.
+        pictures: [B, 3, H, W] in [0, 1]; the cut runs at a third of their width, rounded down to a
+            multiple. None: random ones, one for each domain.
+        temperature: of the degradation.
+    """
+    domains, multiple = model.config.domains, model.config.size_multiple
+    if pictures is None:
+        pictures = _random_pictures(len(domains), 8 * multiple, REACH * 3 * multiple // 2)
+    count, _, height, width = pictures.shape
+    cut = width // 3 // multiple * multiple
+    request = Request(
+        list(range(count)),
+        torch.full((count,), temperature),
+        [domains[i % len(domains)] for i in range(count)],
+        restoring=restoring,
+    )
+    whole = sample(model, pictures, request)
+    part = sample(model, pictures[..., cut:], request, Place(0, cut, height, width))
+    difference = whole[..., cut:].clamp(0, 1) - part.clamp(0, 1)
+    return difference.abs().amax((0, 1, 2, 3)).cpu()
+
+
+def _random_pictures(count: int, height: int, width: int) -> Tensor:
+    """Pictures [B, 3, H, W] in [0, 1] of noise of all scales, the coarser the stronger."""
+    pictures = []
+    for number in range(count):
+        picture = torch.full((3, height, width), 0.5)
+        for octave in _octaves(height):
+            size = (-(-height // octave), -(-width // octave))
+            noise = randomness.normal((3, *size), 0, number, octave)
+            noise = noise.repeat_interleave(octave, 1).repeat_interleave(octave, 2)
+            picture += 0.05 * noise[:, :height, :width]
+        pictures.append(picture.clamp(0, 1))
+    return torch.stack(pictures)
+
+
+def _octaves(side: int) -> Iterator[int]:
+    octave = 1
+    while octave <= side:
+        yield octave
+        octave *= 2
