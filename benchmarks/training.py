@@ -6,8 +6,8 @@
 The plain computation (``tests/plain.py``) convolves the features anew in every step of the flow
 and keeps every activation for the backward pass. A step is likelihood, gradients and Adam's
 update. Memory is the peak of a process of its own for each, less what Python and PyTorch take
-without a model (on a GPU: of what PyTorch allocated); times are medians of steps taken in turns in
-one process, so that both meet the same machine.
+that trained a tiny one (on a GPU: of what PyTorch allocated); times are medians of steps taken in
+turns in one process, so that both meet the same machine.
 """
 
 from __future__ import annotations
@@ -28,11 +28,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import plain
 
-from deflow_aug.config import ModelConfig
+from deflow_aug.config import EncoderConfig, ModelConfig
 from deflow_aug.devices import resolve
 from deflow_aug.model import DeFlow, channels_last
+from deflow_aug.training import recipes
 
 WAYS = ("plain", "lean")
+
+TINY = ModelConfig(
+    steps=1, hidden=8, encoder=EncoderConfig(channels=8, growth=4, blocks=1, stacked_blocks=(0,))
+)
+"""Loads all the libraries' code that a step needs, and takes next to no memory itself."""
 
 
 def main() -> None:
@@ -50,16 +56,13 @@ def main() -> None:
     device = resolve(arguments.device)
     config, batch, crop = ModelConfig(), arguments.batch, arguments.crop
     if arguments.config:
-        from deflow_aug.training.recipes import load_recipe
-
-        recipe = load_recipe(arguments.config)
+        recipe = recipes.load(arguments.config)
         config, batch, crop = recipe.model, recipe.batch_size, recipe.crop
-    bare = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    model, steps = make_steps(config, batch, crop, device)
     if arguments.memory_of:
-        print(json.dumps(peak(steps[arguments.memory_of], device, bare)))
+        print(json.dumps(peak(arguments.memory_of, config, batch, crop, device)))
         return
 
+    model, steps = make_steps(config, batch, crop, device)
     print(
         f"{config.levels} levels of {config.steps} steps, {config.hidden} hidden channels, "
         f"s = {config.scale}; batch of {batch} x {crop} x {crop}; {device}, "
@@ -106,10 +109,14 @@ def make_steps(
     }
 
 
-def peak(step: Callable[[], None], device: torch.device, bare: float) -> float:
-    """GB at the peak of two steps, less the ``bare`` process: Python, PyTorch and no model."""
-    step()
-    step()  # Adam's moments exist from the first on
+def peak(way: str, config: ModelConfig, batch: int, crop: int, device: torch.device) -> float:
+    """GB at the peak of two steps, less what Python and PyTorch take that trained a tiny model."""
+    _, steps = make_steps(TINY, 2, 2 * TINY.size_multiple, device)
+    steps[way]()
+    bare = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    _, steps = make_steps(config, batch, crop, device)
+    steps[way]()
+    steps[way]()  # Adam's moments exist from the first on
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 - bare

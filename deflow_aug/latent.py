@@ -58,7 +58,12 @@ class DomainShift(nn.Module):
             return
         self.mean = nn.Parameter(mean)
         if kind == "full":
-            self.factor = nn.Parameter(init * torch.eye(channels).repeat(domains, 1, 1))
+            factor = torch.zeros(domains, channels, channels)
+            # On the meta device, where weights to be loaded are laid out, all but the plainest
+            # operations make PyTorch import for a second.
+            if not factor.is_meta:
+                factor.diagonal(dim1=-2, dim2=-1).fill_(init)
+            self.factor = nn.Parameter(factor)
         elif kind == "diagonal":
             self.factor = nn.Parameter(torch.full((domains, channels), init))
         elif kind != "zero":
@@ -120,7 +125,8 @@ class DomainShift(nn.Module):
             z: latents, [B, C, H, W].
             domain: the domain number of each, int64 [B].
         """
-        factors = self.factors()
+        # In float64: of a large M, I + M M^T is not positive definite any more when rounded.
+        factors = self.factors().double()
         covariance = _identity(factors) + factors @ factors.mT
         return _gaussian(z, domain, self.means(), covariance)
 
@@ -175,10 +181,16 @@ class DomainShift(nn.Module):
 
 
 def _gaussian(z: Tensor, domain: Tensor, means: Tensor, covariance: Tensor) -> Tensor:
-    """ln N(z; means[domain], covariance[domain]) summed over positions, [B]."""
-    lower = torch.linalg.cholesky(covariance)
-    whitening = torch.linalg.solve_triangular(lower, _identity(covariance), upper=False)
-    half_logdet = lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    """ln N(z; means[domain], covariance[domain]) summed over positions, [B], in z's dtype.
+
+    The covariances [D, C, C] are factored in their own dtype. nan where they are not positive
+    definite: of a step in training that is a bad one, in one process of several as in all; an
+    exception would leave the others waiting.
+    """
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    lower = lower.masked_fill((failed != 0)[:, None, None], math.nan)
+    whitening = torch.linalg.solve_triangular(lower, _identity(covariance), upper=False).to(z.dtype)
+    half_logdet = lower.diagonal(dim1=-2, dim2=-1).log().sum(-1).to(z.dtype)
     white = _matmul(whitening[domain], z - means[domain][:, :, None, None])
     constant = half_logdet[domain] + 0.5 * z.shape[1] * math.log(2 * math.pi)
     return -0.5 * sum_per_image(white.square()) - pixels(z) * constant

@@ -85,7 +85,8 @@ def _part(
     key: tuple[int, ...],
 ) -> Tensor:
     channels, height, width = shape
-    result = torch.empty(channels, rows.stop - rows.start, columns.stop - columns.start)
+    size_of_window = (channels, rows.stop - rows.start, columns.stop - columns.start)
+    result = torch.empty(size_of_window, dtype=torch.float32, device="cpu")  # whatever the defaults
     for i in range(rows.start // BLOCK, -(-rows.stop // BLOCK)):
         for j in range(columns.start // BLOCK, -(-columns.stop // BLOCK)):
             top, left = i * BLOCK, j * BLOCK

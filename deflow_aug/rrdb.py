@@ -28,8 +28,8 @@ class ResidualDenseBlock(nn.Module):
         *inner, last = self.convs
         maps = [x]
         for conv in inner:
-            maps.append(F.leaky_relu(conv(torch.cat(maps, 1)), NEGATIVE_SLOPE))
-        return x + RESIDUAL_SCALE * last(torch.cat(maps, 1))
+            maps.append(F.leaky_relu_(conv(torch.cat(maps, 1)), NEGATIVE_SLOPE))
+        return torch.add(x, last(torch.cat(maps, 1)), alpha=RESIDUAL_SCALE)
 
 
 class RRDB(nn.Module):
@@ -40,7 +40,7 @@ class RRDB(nn.Module):
         self.blocks = nn.Sequential(*(ResidualDenseBlock(channels, growth) for _ in range(3)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + RESIDUAL_SCALE * self.blocks(x)
+        return torch.add(x, self.blocks(x), alpha=RESIDUAL_SCALE)
 
 
 class RRDBTrunk(nn.Module):

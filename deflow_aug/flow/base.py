@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from deflow_aug.flow.features import FeatureMap
+from deflow_aug.flow.folding import Folding
 
 
-class Invertible(nn.Module):
+class Invertible(Folding):
     """A map x -> z, invertible for any fixed conditioning features.
 
     ``prepare`` computes what depends on the features and the parameters alone, once for any

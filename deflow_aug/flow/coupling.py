@@ -1,8 +1,8 @@
 """Conditional layers: affine coupling and affine injector (SRFlow, section 3.3), both inverted.
 
 The first convolution of their networks sees up to a hundred times more feature channels than
-channels of the image. Its response to the features is computed in ``prepare``, once for encoding,
-decoding and any number of samples.
+channels of the image. Its response to the features is computed once for encoding, decoding and any
+number of samples.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deflow_aug.flow.base import Invertible, sum_per_image
-from deflow_aug.flow.features import FeatureMap
+from deflow_aug.flow.features import FeatureKernel, FeatureMap
+from deflow_aug.flow.folding import Folding
 from deflow_aug.flow.layers import ChannelAffine
 
 SCALE_EPS = 1e-3
@@ -34,10 +35,11 @@ class ConvActNorm(nn.Module):
         nn.init.uniform_(self.conv.weight, -WEIGHT_INIT, WEIGHT_INIT)
         self.norm = ChannelAffine(outputs)
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that both are."""
+    def folded(self, inputs: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution that both are, of some of the inputs."""
         scale = self.norm.logs.exp()
-        return self.conv.weight * scale[:, None, None, None], self.norm.bias * scale
+        weight = self.conv.weight[:, inputs] * scale[:, None, None, None]
+        return weight, self.norm.bias * scale
 
     def settle(self, x: Tensor) -> Tensor:
         """Initialise the actnorm where that is due, from what it is about to be added to.
@@ -58,18 +60,23 @@ class ConvZeros(nn.Module):
         nn.init.zeros_(self.conv.bias)
         self.logs = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The even and the odd output channels."""
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution that both are, the even outputs first.
+
+        Sorted before the convolution, each half is one block of the result.
+        """
         scale = torch.exp(3 * self.logs)
         assert self.conv.bias is not None
         weight, bias = self.conv.weight * scale[:, None, None, None], self.conv.bias * scale
-        # Sorted before the convolution, each half is one block of the result.
-        weight, bias = (torch.cat([one[0::2], one[1::2]]) for one in (weight, bias))
-        even, odd = F.conv2d(x, weight, bias, padding=1).chunk(2, 1)
+        return torch.cat([weight[0::2], weight[1::2]]), torch.cat([bias[0::2], bias[1::2]])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The even and the odd output channels."""
+        even, odd = F.conv2d(x, *self.folded(), padding=1).chunk(2, 1)
         return even, odd
 
 
-class AffineNet(nn.Module):
+class AffineNet(Folding):
     """Predicts shift and scale, each [B, outputs, H, W]; the scale lies in (0.001, 1.001).
 
     Args:
@@ -84,20 +91,43 @@ class AffineNet(nn.Module):
         self.second = ConvActNorm(hidden, hidden, 1)
         self.last = ConvZeros(hidden, 2 * outputs)
 
+    def feature_kernel(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution of the features in the first layer."""
+        return self.first.folded(slice(self.kept, None))
+
     def respond(self, features: FeatureMap) -> Tensor:
         """The features' part of the first layer, before its ReLU: [B, hidden, H, W]."""
-        weight, bias = self.first.folded()
-        return features.convolve(weight[:, self.kept :], bias)
+        kernel = FeatureKernel(self.feature_kernel)
+        return features.convolve(self.folded_once("features", lambda: kernel))
 
     def forward(self, response: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Shift and scale."""
+        return self.folded()(response, kept)
+
+    def folded(self) -> FoldedNet:
+        return self.folded_once("net", lambda: FoldedNet(self))
+
+
+class FoldedNet:
+    """An :class:`AffineNet` as three convolutions."""
+
+    def __init__(self, net: AffineNet) -> None:
+        self.settle_first, self.settle_second = net.first.settle, net.second.settle
+        self.first = net.first.folded(slice(net.kept))[0] if net.kept else None
+        self.second = net.second.folded()
+        weight, bias = net.last.folded()
+        shift_bias, raw_bias = bias.chunk(2)
+        self.last = weight, torch.cat([shift_bias, raw_bias + 2])
+
+    def __call__(self, response: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Shift and scale."""
         hidden = response
-        if kept is not None:
-            weight = self.first.folded()[0][:, : self.kept]
-            hidden = hidden + F.conv2d(kept, weight, padding=1)
-        hidden = F.relu(self.first.settle(hidden))
-        hidden = F.relu(self.second.settle(F.conv2d(hidden, *self.second.folded())))
-        shift, raw = self.last(hidden)
-        return shift, torch.sigmoid(raw + 2) + SCALE_EPS
+        if self.first is not None and kept is not None:
+            hidden = F.conv2d(kept, self.first, padding=1).add_(hidden)
+        hidden = F.relu(self.settle_first(hidden), inplace=kept is not None)
+        hidden = F.relu_(self.settle_second(F.conv2d(hidden, *self.second)))
+        shift, raw = F.conv2d(hidden, *self.last, padding=1).chunk(2, 1)
+        return shift, torch.sigmoid(raw) + SCALE_EPS
 
 
 class AffineInjector(Invertible):
@@ -108,8 +138,11 @@ class AffineInjector(Invertible):
         self.net = AffineNet(feature_channels, hidden, channels)
 
     def prepare(self, features: FeatureMap) -> tuple[Tensor, Tensor]:
-        """Shift and scale."""
-        shift, scale = self.net(self.net.respond(features))
+        return self.prepare_response(self.net.respond(features))
+
+    def prepare_response(self, response: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale, where the response of the network is known."""
+        shift, scale = self.net(response)
         return shift, scale
 
     def encode(self, x: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
@@ -131,16 +164,22 @@ class AffineCoupling(Invertible):
             self.kept + feature_channels, hidden, channels - self.kept, kept=self.kept
         )
 
-    def prepare(self, features: FeatureMap) -> Tensor:
-        """The network's response to the features."""
-        return self.net.respond(features)
+    def prepare(self, features: FeatureMap) -> tuple[FoldedNet, Tensor]:
+        return self.prepare_response(self.net.respond(features))
+
+    def prepare_response(self, response: Tensor) -> tuple[FoldedNet, Tensor]:
+        """The network and its response, where that is known."""
+        # A part of a wider response should not keep all of it.
+        return self.net.folded(), response.contiguous(memory_format=torch.channels_last)
 
     def encode(self, x: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
         a, b = x[:, : self.kept], x[:, self.kept :]
-        shift, scale = self.net(prepared, a)
+        net, response = prepared
+        shift, scale = net(response, a)
         return torch.cat([a, b / scale - shift], 1), -sum_per_image(scale.log())
 
     def decode(self, z: Tensor, prepared: Any = None) -> Tensor:
         a, b = z[:, : self.kept], z[:, self.kept :]
-        shift, scale = self.net(prepared, a)
+        net, response = prepared
+        shift, scale = net(response, a)
         return torch.cat([a, (b + shift) * scale], 1)

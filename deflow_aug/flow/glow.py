@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,13 +12,24 @@ from torch import Tensor, nn
 from deflow_aug.config import ModelConfig
 from deflow_aug.flow.base import Chain, Invertible
 from deflow_aug.flow.coupling import AffineCoupling, AffineInjector
-from deflow_aug.flow.features import FeatureMap
+from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.layers import ActNorm, Conv1x1, FoldedMix, Squeeze
 from deflow_aug.flow.split import Split
 from deflow_aug.recompute import recomputed
 
-Prepared = list[list[Any]]
-"""For each step of each level what it prepared, or the features that it will prepare."""
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the steps of each level computed from the features.
+
+    Args:
+        steps: for each step of each level what it prepared, or the features.
+        later: whether it is the latter, of which each step prepares what it needs whenever it
+            needs it.
+    """
+
+    steps: list[list[Any]]
+    later: bool
 
 
 class MixingStep(Chain):
@@ -27,9 +39,15 @@ class MixingStep(Chain):
         super().__init__([ActNorm(channels), Conv1x1(channels), *further])
 
     def prepare(self, features: FeatureMap) -> list[Any]:
-        actnorm, conv, *further = self.layers
-        mix = FoldedMix(cast(ActNorm, actnorm), cast(Conv1x1, conv))
-        return [mix, *(cast(Invertible, layer).prepare(features) for layer in further)]
+        actnorm, conv = self.layers[:2]
+        mix = self.folded_once(
+            "mix", lambda: FoldedMix(cast(ActNorm, actnorm), cast(Conv1x1, conv)).settled()
+        )
+        return [mix, *self.prepare_further(features)]
+
+    def prepare_further(self, features: FeatureMap) -> list[Any]:
+        """What the layers after the two prepare."""
+        return [cast(Invertible, layer).prepare(features) for layer in self.layers[2:]]
 
     def encode(self, x: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
         mix, *others = prepared
@@ -67,6 +85,25 @@ class FlowStep(MixingStep):
             AffineInjector(channels, feature_channels, hidden),
         )
 
+    def prepare_further(self, features: FeatureMap) -> list[Any]:
+        """What coupling and injector prepare, at inference with one convolution for both."""
+        if torch.is_grad_enabled():  # where one after the other takes less memory
+            return super().prepare_further(features)
+        kernel = self.folded_once("features", lambda: FeatureKernel(self._feature_kernel))
+        responses = features.convolve(kernel).chunk(2, 1)
+        return [
+            layer.prepare_response(response)
+            for layer, response in zip(self._conditional(), responses, strict=True)
+        ]
+
+    def _feature_kernel(self) -> tuple[Tensor, Tensor]:
+        kernels = [layer.net.feature_kernel() for layer in self._conditional()]
+        weights, biases = zip(*kernels, strict=True)
+        return torch.cat(weights), torch.cat(biases)
+
+    def _conditional(self) -> list[AffineCoupling | AffineInjector]:
+        return [cast("AffineCoupling | AffineInjector", layer) for layer in self.layers[2:]]
+
 
 class ConditionalGlow(nn.Module):
     """L levels of squeeze, transition steps, flow steps, and on some levels a split."""
@@ -95,15 +132,12 @@ class ConditionalGlow(nn.Module):
         Args:
             features: the conditioning map of each level, at 1/2, 1/4, ... of the image's size.
         """
-        if torch.is_grad_enabled():
-            return [
-                [feature] * len(cast(Chain, chain).layers)
-                for chain, feature in zip(self.levels, features, strict=True)
-            ]
-        return [
-            cast(Chain, chain).prepare(feature)
+        later = torch.is_grad_enabled()
+        steps = [
+            [feature if later else step.prepare(feature) for step in _steps(chain)]
             for chain, feature in zip(self.levels, features, strict=True)
         ]
+        return Prepared(steps, later)
 
     def encode(self, x: Tensor, prepared: Prepared) -> tuple[list[Tensor], Tensor]:
         """Latents (splits first, the last level's last) and log|det| [B] in nats.
@@ -113,9 +147,11 @@ class ConditionalGlow(nn.Module):
         """
         latents = []
         total = x.new_zeros(x.shape[0])
-        for level, (chain, own) in enumerate(zip(self.levels, prepared, strict=True), start=1):
-            for step, ready in zip(cast(Chain, chain).layers, own, strict=True):
-                x, logdet = recomputed(_encode, cast(Invertible, step), x, ready)
+        for level, (chain, own) in enumerate(
+            zip(self.levels, prepared.steps, strict=True), start=1
+        ):
+            for step, given in zip(_steps(chain), own, strict=True):
+                x, logdet = recomputed(_encode, step, x, given, prepared.later)
                 total = total + logdet
             if str(level) in self.splits:
                 x, latent, logdet = cast(Split, self.splits[str(level)]).encode(x)
@@ -129,15 +165,19 @@ class ConditionalGlow(nn.Module):
         for level in range(len(self.levels), 0, -1):
             if str(level) in self.splits:
                 x = cast(Split, self.splits[str(level)]).decode(x, split_latents.pop())
-            steps = cast(Chain, self.levels[level - 1]).layers
-            for step, ready in zip(reversed(steps), reversed(prepared[level - 1]), strict=True):
-                x = recomputed(_decode, cast(Invertible, step), x, ready)
+            steps, own = _steps(self.levels[level - 1]), prepared.steps[level - 1]
+            for step, given in zip(reversed(steps), reversed(own), strict=True):
+                x = recomputed(_decode, step, x, given, prepared.later)
         return x
 
 
-def _encode(step: Invertible, x: Tensor, ready: Any) -> tuple[Tensor, Tensor]:
-    return step.encode(x, step.prepare(ready) if isinstance(ready, FeatureMap) else ready)
+def _steps(chain: nn.Module) -> list[Invertible]:
+    return [cast(Invertible, step) for step in cast(Chain, chain).layers]
 
 
-def _decode(step: Invertible, z: Tensor, ready: Any) -> Tensor:
-    return step.decode(z, step.prepare(ready) if isinstance(ready, FeatureMap) else ready)
+def _encode(step: Invertible, x: Tensor, given: Any, later: bool) -> tuple[Tensor, Tensor]:
+    return step.encode(x, step.prepare(given) if later else given)
+
+
+def _decode(step: Invertible, z: Tensor, given: Any, later: bool) -> Tensor:
+    return step.decode(z, step.prepare(given) if later else given)

@@ -166,6 +166,12 @@ class FoldedMix:
         """diag(1/s) W^-1, computed in float64, once for any number of samples."""
         return self.conv.inverse_weight() * (-self.actnorm.logs).exp()[:, None]
 
+    def settled(self) -> FoldedMix:
+        """Itself, with all that it has to compute computed if it may be kept."""
+        if not torch.is_grad_enabled():
+            _ = self.inverse
+        return self
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return _mix(x, self.weight, self.bias), per_image(self.logdet * pixels(x), x)
 
