@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from test_convert import esrgan, export_encoder
 from test_data import write_noise
 
@@ -131,6 +134,7 @@ def test_tensorboard(folders: Path, tmp_path: Path) -> None:
         "shift mean_norm/degraded, latent 0",
         "training/gradient norm",
         "training/skipped steps",
+        "training/outliers",
         "noise std_r/degraded, temperature 1",
         "noise lag_h/degraded, temperature 0.5",
     } <= set(scalars)
@@ -439,9 +443,9 @@ def test_what_contradicts_a_run_is_refused_and_moved_folders_are_told(
     assert main(train(folders, output, "--steps=1")) == 0
     resume = ["train", "--resume", "--steps=2", f"--output={output}"]
     for contradiction, message in (
-        ("--lr=1", "lr differ"),
+        ("--lr=1", "lr: 1.0, was 0.0008"),
         ("--from=camera-noise", "--from"),
-        (f"--degraded=low={folders / 'degraded'}", "model differ"),
+        (f"--degraded=low={folders / 'degraded'}", "model.domains: ['low'], was ['degraded']"),
     ):
         capsys.readouterr()
         assert main([*resume, contradiction]) == 2
@@ -520,3 +524,127 @@ def test_fine_tuning_to_other_domains(
     unnamed = f"--degraded={folders / 'vintage'}"
     assert main([*command, unnamed, f"--from={both}", f"--output={tmp_path / 'x'}"]) == 2
     assert "which of the domains old, degraded" in capsys.readouterr().err
+
+
+def test_settings_that_the_weights_stand_in_for_are_told(
+    weights: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = train(folders, tmp_path / "w", f"--from={weights}", "--steps=1", "--model.hidden=6")
+    assert main(words) == 0
+    told = capsys.readouterr().err
+    assert "these settings are ignored: model.hidden 6 (theirs is 4)\n" in told
+    assert config(tmp_path / "w")["model"]["hidden"] == 4
+
+
+# -- the end -------------------------------------------------------------------------------
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in output.rglob("*") if p.is_file()}
+
+
+def test_a_wrecked_run_releases_nothing(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "w"
+    words = train(folders, output, "--steps=24", "--lr=5", "--warmup=0", "--sample_every=12")
+    assert main(words) == 1
+    told = capsys.readouterr()
+    assert "no weights are released: " in told.err
+    assert "lower --lr (it was 5)" in told.err
+    assert "weights in" not in told.out
+    assert not (output / "model.safetensors").exists()
+    assert not (output / "README.md").exists()
+    assert (output / "checkpoints" / "step-00000024.safetensors").exists()
+    # Warnings have lines of their own.
+    assert re.search(r"[\r\n]warning: too many bad steps[^\r\n]*\n", told.err)
+
+
+def test_nothing_is_written_where_no_step_is_left(
+    weights: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But what is missing is, if the run was killed before it was written."""
+    output = tmp_path / "w"
+    shutil.copytree(weights, output)
+    before = contents(output)
+    (tmp_path / "other").mkdir()
+    write_noise(tmp_path / "other" / "a.png", 32, 32, seed=8)
+    resume = ["train", "--resume", f"--output={output}", f"--clean={tmp_path / 'other'}"]
+    assert main(resume) == 0
+    assert "all 3 steps were taken before" in capsys.readouterr().out
+    assert contents(output) == before
+    (output / "README.md").unlink()
+    assert main(resume) == 0
+    after = contents(output)
+    card = str(output / "README.md")
+    assert after[card] == before[card]
+    assert after[str(output / "run.yaml")] == before[str(output / "run.yaml")]
+    assert config(output)["training"]["data"]["clean"]["folder"] == "clean"
+
+
+def test_the_card_tells_all_data_that_a_run_has_had(
+    weights: Path, folders: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "w"
+    shutil.copytree(weights, output)
+    (tmp_path / "other").mkdir()
+    write_noise(tmp_path / "other" / "a.png", 32, 32, seed=8)
+    other = f"--clean={tmp_path / 'other'}"
+    assert main(["train", "--resume", f"--output={output}", other, "--steps=5"]) == 0
+    data = config(output)["training"]["data"]
+    assert {name: fact["folder"] for name, fact in data.items()} == {
+        "clean (steps 1 to 3)": "clean", "clean (from step 4)": "other", "degraded": "degraded",
+    }  # fmt: skip
+    assert "| clean (from step 4) | other | 1 |" in (output / "README.md").read_text()
+    assert str(tmp_path / "other") in (output / "run.yaml").read_text()
+
+
+def test_what_is_left_of_a_run_is_not_overwritten(
+    weights: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its best checkpoint, its log, and damaged ones, at any time."""
+    output = tmp_path / "w"
+    shutil.copytree(weights, output)
+    for name in ("config.json", "model.safetensors", "README.md"):
+        (output / name).unlink()
+    for path in (output / "checkpoints").iterdir():
+        path.write_bytes(b"rot")
+    resume = ["train", "--resume", f"--output={output}"]
+    for words in (resume, resume, train(folders, output, "--steps=1")):
+        log = (output / "log.jsonl").read_bytes()
+        assert main(words) == 2
+        assert "choose another" in capsys.readouterr().err
+        assert (output / "log.jsonl").read_bytes() == log
+
+
+def test_weights_of_a_checkpoint_are_released(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In place of those of the end; no folder of images is needed."""
+    output = tmp_path / "w"
+    words = ("--steps=4", "--checkpoint_every=2", "--sample_every=2")
+    assert main(train(folders, output, *words)) == 0
+    last = (output / "model.safetensors").read_bytes()
+    assert main(["train", "--release=2", f"--output={output}"]) == 0
+    assert "weights of step 2 of 4" in capsys.readouterr().out
+    saved = load_file(output / "checkpoints" / "step-00000002.safetensors")
+    released = DeFlowDegrader.from_pretrained(output).model.state_dict()
+    for name, tensor in released.items():
+        assert torch.equal(tensor, saved[f"average.{name}"].half().to(tensor.dtype)), name
+    facts = config(output)["training"]
+    assert (facts["released_step"], facts["data"]["clean"]["folder"]) == (2, "clean")
+    sheet = (output / "samples" / "step-00000002.png").read_bytes()
+    assert (output / "samples.png").read_bytes() == sheet
+    assert (output / "model.safetensors").read_bytes() != last
+    assert main(["train", "--release=last", f"--output={output}"]) == 0
+    assert (output / "model.safetensors").read_bytes() == last
+    assert main(["train", "--release", "best", f"--output={output}", "--card-samples=false"]) == 0
+    assert not (output / "samples.png").exists()
+    for which, message in (("3", "there are steps 0, 2, 4"), ("worst", "best, last, or a step")):
+        assert main(["train", f"--release={which}", f"--output={output}"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_an_output_folder_is_asked_for(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", f"--clean={folders / 'clean'}"]) == 2
+    assert capsys.readouterr().err.startswith("deflow-aug train: --output DIR is missing")

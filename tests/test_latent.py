@@ -462,3 +462,38 @@ def test_weights_are_normalised() -> None:
 def test_weights_that_make_no_mix(weights: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         normalized_weights(weights, ("a", "b"))
+
+
+def test_a_large_m_has_a_density_in_float32() -> None:
+    """I + M M^T rounded to float32 is not positive definite; of less rank, M happens to grow so."""
+    rng = torch.Generator().manual_seed(0)
+    shift = DomainShift(96, 1, init=0.1)
+    with torch.no_grad():
+        columns = 1e3 * torch.randn(96, 8, generator=rng)
+        shift.factor[0].copy_(torch.cat([columns, torch.zeros(96, 88)], dim=1))
+    covariance = torch.eye(96) + shift.factor[0] @ shift.factor[0].mT
+    assert torch.linalg.cholesky_ex(covariance.detach()).info != 0
+    z, domain = torch.randn(2, 96, 2, 2, generator=rng), torch.tensor([0, 1])
+    found = shift.log_prob(z, domain)
+    exact = torch.eye(96).double() + shift.factor[0].double() @ shift.factor[0].double().mT
+    expected = reference_log_prob(z[1].double(), torch.zeros(96).double(), exact)
+    assert found.dtype == torch.float32
+    assert_close(found[1].double(), expected, rtol=1e-4, atol=1e-2)
+    found.sum().backward()
+    assert shift.factor.grad is not None
+    assert shift.factor.grad.isfinite().all()
+
+
+def test_an_m_that_is_no_matrix_any_more_has_the_density_nan() -> None:
+    """An exception would end a run, and have its other processes wait for ever."""
+    shift = DomainShift(CHANNELS, 2, init=0.1)
+    with torch.no_grad():
+        shift.factor[0].fill_(1e30)  # whose square float32 cannot hold, nor float64 with I
+        shift.factor[1].fill_(math.nan)
+    z = torch.zeros(3, CHANNELS, 1, 1)
+    for result in (
+        shift.log_prob(z, torch.tensor([0, 1, 2])),
+        shift.conditional_log_prob(z, z, torch.tensor([1, 1, 2])),
+    ):
+        assert result[1:].isnan().all()
+        result.sum().backward()

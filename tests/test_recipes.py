@@ -1,14 +1,17 @@
 """Recipes: the bundled ones, and anyone's own."""
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from deflow_aug.cli import main
 from deflow_aug.config import ConfigError
 from deflow_aug.model import DeFlow
 from deflow_aug.training import recipes
+from deflow_aug.training.plan import Plan
 from deflow_aug.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +36,7 @@ def test_a_bundled_recipe_has_a_model_and_a_head(name: str) -> None:
     singles, pairs = recipe.batch_sizes(paired=True)
     assert singles + pairs == recipe.batch_size
     first = recipes.bundled()[name].read_text().splitlines()
-    assert any(line.startswith("# Memory and time per step: ") for line in first)
+    assert any(line.startswith("# Memory and time per step") for line in first)
 
 
 @pytest.mark.parametrize(
@@ -106,3 +109,20 @@ def test_the_wheel_has_them(tmp_path: Path) -> None:
     (path,) = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     names = zipfile.ZipFile(path).namelist()
     assert {f"deflow_aug/recipes/{name}.yaml" for name in recipes.bundled()} <= set(names)
+
+
+def test_settings_of_a_run_are_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What --print_config tells, and a run's run.yaml: less the folders and the machine."""
+    with pytest.raises(SystemExit):
+        main(["train", "--lr=5e-6", "--clean=a", "--model.hidden=16", "--print_config"])
+    printed = capsys.readouterr().out
+    for machine in ("output", "resume", "release", "device", "cache_dir", "tensorboard", "card"):
+        assert machine not in printed
+    file = tmp_path / "mine.yaml"
+    file.write_text(printed + "output: null\nresume: false\ndevice: cuda:1\ncard_samples: true\n")
+    expected = Recipe(lr=5e-6, model=replace(Recipe().model, hidden=16))
+    assert recipes.load(file) == expected
+    plan = Plan(expected, ("a",), {"degraded": "b"}, None, None, "rrdb.pth")
+    plan.write(tmp_path / "run.yaml")
+    assert "encoder_weights" in (tmp_path / "run.yaml").read_text()
+    assert recipes.load(tmp_path / "run.yaml") == expected

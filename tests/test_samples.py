@@ -9,9 +9,18 @@ import pytest
 from PIL import Image
 from small import small_model
 
+from deflow_aug.config import ChannelStatistics
 from deflow_aug.latent import ShiftHealth
 from deflow_aug.training import curves
-from deflow_aug.training.samples import ELSEWHERE, PAIR, SAMPLES, Crops, SampleSheet, figures
+from deflow_aug.training.samples import (
+    ELSEWHERE,
+    PAIR,
+    SAMPLES,
+    Crops,
+    SampleSheet,
+    figures,
+    in_colours,
+)
 from deflow_aug.training.tracking import shift_figures
 
 
@@ -147,3 +156,42 @@ def test_records_are_read_and_cut(tmp_path: Path) -> None:
     assert [r["step"] for r in curves.read(tmp_path / curves.HEALTH)] == [1, 1, 2, 2, 3, 3]
     curves.trim(tmp_path / "none", 3)
     assert curves.read(tmp_path / "none") == []
+
+
+def test_the_mapping_of_colours_is_no_noise() -> None:
+    """Of a domain that is darker and of less contrast: samples without noise have none."""
+    statistics = ChannelStatistics(
+        clean_mean=(0.5,) * 3, clean_std=(0.2,) * 3, degraded_mean=(0.3,) * 3,
+        degraded_std=(0.1,) * 3,
+    )  # fmt: skip
+    model = small_model(shift_init=0.0, statistics={"degraded": statistics})
+    shown = crops(paired=True)
+    expected = np.clip((shown.clean / 255 - 0.5) / 0.2 * 0.1 + 0.3, 0, 1) * 255
+    recoloured = in_colours(model, shown.clean, "degraded")
+    assert np.abs(recoloured - expected).max() <= 0.5 + 1e-6
+    noise = np.random.default_rng(0).normal(0, 5, recoloured.shape)
+    real = np.clip(np.rint(recoloured + noise), 0, 255).astype(np.uint8)
+    sheet = SampleSheet({"degraded": Crops(shown.clean, real, paired=True)}, 0).draw(model, "")
+    found = sheet.figures["degraded"]
+    assert found["temperature 0"]["std"] < 1
+    assert found[PAIR]["std"] == pytest.approx(5, rel=0.1)
+    assert figures(real, shown.clean)["std"] > 10  # what the colours alone would seem to be
+    plain = SampleSheet({"degraded": shown}, 0).draw(small_model(), "").image
+    assert sheet.image.width > plain.width  # the recoloured crops are shown
+    assert in_colours(small_model(), shown.clean, "degraded") is shown.clean
+
+
+def test_panels_from_zero_have_room_on_top() -> None:
+    """Also above a line across the panel, and with values that are all but the same."""
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    noise = {"std": 4.0, "lag_h": 0.5, "lag_v": None, "rg": 0.1, "gb": 0.2, "rb": 0.3}
+    health = [
+        {"step": 1, "noise": {"low": noise}, "real": {"low": noise | {"std": 6.0}}},
+        {"step": 2, "noise": {"low": noise | {"std": None}}},
+    ]
+    axis = figure.subplots()
+    curves._deviation(axis, [], health)
+    assert axis.get_ylim() == (0, pytest.approx(6.6))
+    axis = figure.subplots()
+    curves._deviation(axis, [], [])
+    assert axis.get_ylim() == (0, 1)

@@ -4,14 +4,16 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny_run import assert_same_weights, ignore, recipe, trainer, unpaired
+from tiny_run import MODEL, assert_same_weights, ignore, recipe, trainer, unpaired
 
 from deflow_aug.data.unpaired import UnpairedBatches
-from deflow_aug.training import checkpoints
+from deflow_aug.training import checkpoints, loop, tracking
 from deflow_aug.training.loop import Progress, Trainer, TrainingError
 from deflow_aug.training.safety import (
     ENOUGH,
@@ -23,6 +25,7 @@ from deflow_aug.training.safety import (
     Safety,
     Verdict,
 )
+from deflow_aug.training.samples import Crops, SampleSheet
 
 
 @pytest.fixture
@@ -241,3 +244,118 @@ def test_a_resumed_run_knows_that_it_went_back(batches: UnpairedBatches, tmp_pat
     assert_same_weights(last, whole)
     told = [[(p.step, p.lr, p.skipped, p.rolled_back, repr(p.bits)) for p in log] for log in logs]
     assert told[0] == told[1]
+
+
+def test_a_run_that_is_wrecked_says_so(batches: UnpairedBatches, tmp_path: Path) -> None:
+    """A good one, and one with an outlier at the end, do not."""
+    run = trainer(batches, tmp_path / "run", recipe(steps=12))
+    run.run(ignore)
+    state = run.state
+    assert state.wrecked is None
+    state.safety.judge([math.nan], 1.0)
+    assert state.wrecked is None
+    state.add_loss(1e15)
+    assert state.wrecked is None  # a single wild step, and over
+    for _ in range(IN_A_ROW):
+        state.add_loss(3e3)
+    assert state.wrecked == "its loss is 3e+03 bits per dimension"
+    state.first = 2e3  # as of pairs, whose likelihood starts there
+    assert state.wrecked is None
+    for _ in range(IN_A_ROW // 2):
+        state.safety.judge([math.nan], 1.0)
+    assert state.wrecked == "most of its last steps were bad and changed nothing"
+    state.safety.bad.clear()
+    for at, to in ((12, 8), (11, 2)):
+        state.went_back = (at, to)
+        assert state.wrecked == (
+            f"at step {at} it went back to the weights of step {to}, after bad steps"
+        )
+    state.went_back = (11, 8)
+    assert state.wrecked is None
+    state.safety.skipped = 7
+    assert state.wrecked == "7 of its 12 steps were bad and changed nothing"
+    with torch.no_grad():
+        next(run.average.parameters())[0] = math.nan
+    assert state.wrecked == "its weights are not finite"
+    with torch.no_grad():
+        next(run.average.parameters())[0] = 0
+    run.save()
+    again = trainer(batches, tmp_path / "run", recipe(steps=12)).state
+    assert (again.first, list(again.last)) == (2e3, list(state.last))
+
+
+def test_a_factorisation_that_fails_is_a_bad_step(batches: UnpairedBatches, tmp_path: Path) -> None:
+    """Not an exception, which would end the run."""
+    run = trainer(batches, tmp_path / "run", recipe(steps=3))
+    log: list[Progress] = []
+
+    def watch(progress: Progress) -> None:
+        log.append(progress)
+        for shift in run.model.domain_shifts():
+            shift.factor.data.fill_(1e30 if progress.step == 1 else 0.1)
+
+    run.run(watch)
+    assert [progress.skipped for progress in log] == [0, 1, 1]
+    assert math.isnan(log[1].bits["degraded"])
+
+
+def test_a_shift_that_cannot_be_fitted_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.linalg.LinAlgError("not finite")
+
+    monkeypatch.setattr(loop, "fit_shifts", fail)
+    settings = recipe(steps=2, model=replace(MODEL, shift="fitted"))
+    run = trainer(unpaired(tmp_path / "data"), tmp_path / "run", settings)
+    with pytest.warns(UserWarning, match="no shift can be fitted: not finite"):
+        assert run.run(ignore)
+    assert run.state.wrecked == "no shift could be fitted to its latents"
+
+
+def test_what_watches_a_run_does_not_end_it(
+    batches: UnpairedBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that are not finite in the middle and at the end, and a disk that is full."""
+    crops = {"degraded": Crops(*np.zeros((2, 1, 8, 8, 3), np.uint8))}
+    settings = recipe(steps=4, sample_every=2, average=0)
+    run = trainer(batches, tmp_path / "run", settings)
+
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tracking.curves, "available", lambda: True)
+    monkeypatch.setattr(tracking.curves, "draw", full)
+    watch = tracking.Watch(run, SampleSheet(crops, 0))
+    watch.board = board = Board()  # type: ignore[assignment]
+
+    def watching(progress: Progress) -> None:
+        if progress.step >= 2:
+            for parameter in run.average.parameters():
+                parameter.data.fill_(math.nan)
+        watch(progress)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert run.run(watching)
+        assert watch.finish() is None
+        watch.close()
+    told = [str(warning.message) for warning in caught]
+    assert board.calls == 1
+    for words, times in (
+        ("no more is written to tensorboard/: broken", 1),
+        ("no pictures of step 2: ", 1),
+        ("no pictures of step 4: ", 2),  # it is tried once more
+        ("no curves of step 4: [Errno 28]", 3),
+    ):
+        assert sum(words in text for text in told) == times, (words, told)
+
+
+class Board:
+    """A TensorBoard that cannot write."""
+
+    calls = 0
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        self.calls += 1
+        raise OSError("broken")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from argparse import SUPPRESS
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,17 @@ if TYPE_CHECKING:
 FOLDERS = ("--clean", "--degraded", "--paired")
 """Flags that may be given again."""
 
+UNSET: dict[str, Any] = {
+    "output": None,
+    "resume": False,
+    "release": None,
+    "device": "auto",
+    "cache_dir": None,
+    "tensorboard": False,
+    "card_samples": True,
+}
+"""What flags that are no part of a plan are when they are not given."""
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
@@ -31,31 +45,49 @@ def add_arguments(parser: ArgumentParser) -> None:
         help=f"settings: a YAML file, or one of {', '.join(recipes.bundled())}; flags win, "
         "wherever they stand, and so does a later --config over an earlier one",
     )
+    # Of this machine and this call: without values here, they stay out of --print_config.
     parser.add_argument(
-        "--output", type=str, required=True, help="folder for weights, checkpoints and pictures"
+        "--output",
+        type=str | None,
+        default=SUPPRESS,
+        help="folder for weights, checkpoints and pictures (required)",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
+        default=SUPPRESS,
         help="go on from the last checkpoint in --output, with the settings and folders of that "
         "run: no other flag is needed",
     )
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--release",
+        type=str | int | None,
+        default=SUPPRESS,
+        metavar="best|last|STEP",
+        help="train nothing: write the weights and the card of a checkpoint of the run in --output",
+    )
+    parser.add_argument(
+        "--device", type=str, default=SUPPRESS, help="auto (default), cpu, cuda, cuda:1, ..."
+    )
     parser.add_argument(
         "--cache-dir",
         type=str | None,
-        default=None,
+        default=SUPPRESS,
         metavar="DIR",
         help="keep decoded images in this folder, not in memory; runs may share it",
     )
     parser.add_argument(
-        "--tensorboard", action="store_true", help="write OUTPUT/tensorboard as well"
+        "--tensorboard",
+        action="store_true",
+        default=SUPPRESS,
+        help="write OUTPUT/tensorboard as well",
     )
     parser.add_argument(
         "--card-samples",
         type=bool,
-        default=True,
-        help="whether the model card shows samples, which are pieces of your photographs",
+        default=SUPPRESS,
+        help="whether the model card shows samples, which are pieces of your photographs "
+        "(default: true)",
     )
     plans.add_arguments(parser)
 
@@ -97,8 +129,12 @@ def arrange(words: Sequence[str]) -> list[str]:
 
 
 def run(arguments: Namespace) -> int:
-    values = arguments.as_dict()
+    values = UNSET | arguments.as_dict()
+    if values["output"] is None:
+        raise ConfigError("--output DIR is missing: the folder for weights and checkpoints")
     output = Path(values["output"])
+    if values["release"] is not None:
+        return _release_checkpoint(output, str(values["release"]), values["card_samples"])
     main = int(os.environ.get("RANK", "0")) == 0
     if not main:  # one process of several speaks for all
         warnings.simplefilter("ignore")
@@ -107,7 +143,7 @@ def run(arguments: Namespace) -> int:
     from deflow_aug.devices import resolve
     from deflow_aug.training import checkpoints, processes
     from deflow_aug.training.loop import Trainer
-    from deflow_aug.training.release import release
+    from deflow_aug.training.release import Outcome, is_released, release
     from deflow_aug.training.samples import SampleSheet
     from deflow_aug.training.sources import open_sources
     from deflow_aug.training.tracking import Watch, require_tensorboard
@@ -140,9 +176,14 @@ def run(arguments: Namespace) -> int:
         paired=sources.paired,
     )
     if not main:
-        return 0 if trainer.run(lambda progress: None) else 130
+        finished = trainer.run(lambda progress: None)
+        return 130 if not finished else 0 if trainer.state.wrecked is None else 1
+    if trainer.step == recipe.steps and is_released(output, trainer.step):
+        print(f"all {trainer.step} steps were taken before, and nothing is changed: {output}")
+        return 0
 
-    plan.write(output / plans.FILE)
+    if trainer.step < recipe.steps or not (output / plans.FILE).exists():
+        plan.write(output / plans.FILE)
     print(f"data: {sources}")
     if start is not None:
         _tell_domains(start.config.domains, recipe.model.domains)
@@ -165,7 +206,10 @@ def run(arguments: Namespace) -> int:
             f"go on with: deflow-aug train --resume --output {output}"
         )
         return 130
-    release(trainer, plan, sources.facts(), picture if values["card_samples"] else None)
+    if trainer.state.wrecked is not None:
+        _tell_wrecked(trainer, output)
+        return 1
+    release(Outcome.of(trainer), plan.start, picture if values["card_samples"] else None)
     print(f"weights in {output}: DeFlowDegrader.from_pretrained({str(output)!r})")
     print(
         f"to share them: .push_to_hub('you/name'), which sends weights and facts alone. {output} "
@@ -190,11 +234,59 @@ def _train(trainer: Trainer, watch: Any) -> bool:
             bar.set_postfix(bits, skipped=progress.skipped, refresh=False)
             watch(progress)
 
-        return trainer.run(show)
+        with _warnings_above(bar):
+            return trainer.run(show)
+
+
+@contextmanager
+def _warnings_above(bar: Any) -> Iterator[None]:
+    """Warnings in lines of their own, not at the end of the progress bar's."""
+    shown = warnings.showwarning
+
+    def write(message: Warning | str, *_: Any, **__: Any) -> None:
+        bar.write(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = write
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
+
+
+def _tell_wrecked(trainer: Trainer, output: Path) -> None:
+    """Why there are no weights, and what can be done."""
+    from deflow_aug.training.checkpoints import BEST
+
+    recipe, before = trainer.recipe, (output / "config.json").exists()
+    best = "best" if (trainer.folder / BEST).exists() else "STEP"
+    print(
+        f"no weights are released: {trainer.state.wrecked}. The training has failed, though all "
+        f"{trainer.step} steps were taken; see {output}/log.jsonl. What to do: train anew, in "
+        f"another --output folder, with a lower --lr (it was {recipe.lr:g}) or a longer --warmup "
+        f"(it was {recipe.warmup}). The checkpoints are kept: 'deflow-aug train --output {output} "
+        f"--release {best}' writes the weights of one, and --resume --steps N goes on"
+        + "; the weights that are there are those of an earlier end"
+        * before,
+        file=sys.stderr,
+    )
+
+
+def _release_checkpoint(output: Path, which: str, samples: bool) -> int:
+    """Write weights and card of a checkpoint, in place of those that the folder may have."""
+    from deflow_aug.training.release import Outcome, release
+
+    outcome = Outcome.at(output, which)
+    plan = output / plans.FILE
+    start = plans.read(plan)["from"] if plan.exists() else None
+    release(outcome, start, outcome.sheet if samples else None)
+    print(f"weights of step {outcome.step} of {outcome.recipe.steps} in {output}")
+    return 0
 
 
 def _check_output(output: Path, newest: Path | None, resume: bool) -> None:
-    """Nobody's weights may be overwritten."""
+    """Nobody's weights may be overwritten, nor what is left of a run."""
+    from deflow_aug.training.resuming import refuse_anew
+
     if newest is None and (output / "config.json").exists():
         raise FileExistsError(f"{output} holds weights already; choose another --output folder")
     if newest is not None and not resume:
@@ -202,6 +294,8 @@ def _check_output(output: Path, newest: Path | None, resume: bool) -> None:
             f"{output} holds a checkpoint ({newest.name}); give --resume to go on from it, or "
             "another --output folder"
         )
+    if newest is None:
+        refuse_anew(output)
     if newest is None and resume:
         warnings.warn(f"no checkpoint in {output}: starting anew", stacklevel=1)
 

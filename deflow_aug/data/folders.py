@@ -108,12 +108,17 @@ class CropFolder:
         return statistics(self.pictures, progress)
 
     def fingerprint(self) -> str:
-        """A hash of the images' names, sizes and parts of their contents, and of the factors."""
+        """A hash of the images' names, sizes and parts of their contents, and of what is done to
+        them: the factors and the blur kernels.
+        """
         if self._digest is None:
             self._digest = digest(
-                (f"{file.factor}/{file.path.relative_to(found.folder).as_posix()}", file)
-                for found in self.scans
-                for file in found.files
+                (
+                    (f"{file.factor}/{file.path.relative_to(found.folder).as_posix()}", file)
+                    for found in self.scans
+                    for file in found.files
+                ),
+                (repr(kernel.shape).encode() + kernel.tobytes() for kernel in self.kernels),
             )
         return self._digest
 

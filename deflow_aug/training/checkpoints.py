@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import warnings
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ CHUNK = 2**24
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used or written; the message says why and what to do."""
+
+
+class DamagedError(CheckpointError):
+    """The file was read, and is not what :func:`save` wrote."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         "recipe": json.dumps(checkpoint.recipe, sort_keys=True),
         "state": json.dumps(checkpoint.state, sort_keys=True),
     }
+    metadata["crc32"] = _checksum(metadata, tensors)
     # Not save_file: killed, it leaves a temporary file with a name that nobody knows.
     data = safetensors.torch.save(tensors, metadata)
     try:
@@ -96,8 +102,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def keep_best(folder: Path, step: int) -> None:
     """Keep the checkpoint of this step under the name ``BEST``, whatever becomes of the others."""
-    temporary = (folder / BEST).with_suffix(".partial")
-    path = path_of(folder, step)
+    _copy(path_of(folder, step), folder / BEST)
+
+
+def _copy(path: Path, to: Path) -> None:
+    """Give a checkpoint a second name."""
+    temporary = to.with_suffix(".partial")
     temporary.unlink(missing_ok=True)
     try:
         try:
@@ -105,10 +115,10 @@ def keep_best(folder: Path, step: int) -> None:
             os.link(path, temporary)
         except OSError:
             shutil.copyfile(path, temporary)
-        _rename(temporary, folder / BEST)
+        _rename(temporary, to)
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be kept as {BEST} as well ({error.strerror or error})"
+            f"{path} cannot be kept as {to.name} as well ({error.strerror or error})"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -140,50 +150,76 @@ def good(folder: Path, every: int) -> list[int]:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder, whatever state it is in."""
+    """The newest checkpoint of a folder, whatever state it is in; for want of any, the best one."""
     found = steps(folder)
-    return path_of(folder, found[-1]) if found else None
+    path = path_of(folder, found[-1]) if found else folder / BEST
+    return path if path.exists() else None
+
+
+def damaged(folder: Path) -> list[Path]:
+    """What :func:`load_newest` has set aside."""
+    return sorted(folder.glob("*.damaged"))
 
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: if the file is not a checkpoint that :func:`save` wrote.
+        DamagedError: if the file is not as :func:`save` wrote it, down to the last bit.
+        CheckpointError: if it cannot be read.
     """
     try:
         metadata = _metadata(path)
         step = int(metadata["step"])
         recipe, state = json.loads(metadata["recipe"]), json.loads(metadata["state"])
-        return Checkpoint(step, safetensors.torch.load_file(path), recipe, state)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, struct.error) as error:
-        raise CheckpointError(f"{path} is not a usable checkpoint ({error!r})") from error
+        tensors = safetensors.torch.load_file(path)
+        # Those of earlier versions have none.
+        if metadata.get("crc32") not in (None, _checksum(metadata, tensors)):
+            raise ValueError("its checksum is not that of its contents")
+        return Checkpoint(step, tensors, recipe, state)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror or error}); see to it, and try again"
+        ) from error
+    except (SafetensorError, KeyError, ValueError, TypeError, struct.error) as error:
+        raise DamagedError(f"{path} is not a usable checkpoint ({error!r})") from error
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that can be loaded, or None in a folder without any.
 
-    One that is damaged is renamed, with a warning, and the one before it is taken.
+    One that is damaged is renamed, with a warning, and the one before it is taken; at last the
+    best one, which then goes by the name of its step as well.
 
     Raises:
-        CheckpointError: if none of several can be loaded.
+        CheckpointError: if one cannot be read, or all that there are, or were, are damaged.
     """
-    found = steps(folder)
-    for step in reversed(found):
-        path = path_of(folder, step)
+    for path in (*(path_of(folder, step) for step in reversed(steps(folder))), folder / BEST):
+        if not path.exists():
+            continue
         try:
-            return load(path)
-        except CheckpointError as error:
+            found = load(path)
+        except DamagedError as error:
             aside = path.with_suffix(".damaged")
             path.rename(aside)
             warnings.warn(
-                f"{error}; it is set aside as {aside.name}, and the one before is used",
+                f"{error}; it is set aside as {aside.name}, and the one before is used, if any",
                 stacklevel=2,
             )
-    if found:
+            continue
+        if path.name == BEST:
+            warnings.warn(
+                f"no other checkpoint in {folder} can be used: going on from {BEST}, of step "
+                f"{found.step}",
+                stacklevel=2,
+            )
+            _copy(path, path_of(folder, found.step))
+        return found
+    if aside_ones := damaged(folder):
         raise CheckpointError(
-            f"none of the {len(found)} checkpoints in {folder} can be loaded; choose another "
-            "output folder, or remove them to start anew"
+            f"none of the {len(aside_ones)} checkpoints in {folder} can be loaded "
+            f"({', '.join(path.name for path in aside_ones)}); choose another output folder, or "
+            "remove them and the log to start anew"
         )
     return None
 
@@ -225,6 +261,17 @@ def _state(path: Path) -> Mapping[str, Any]:
         return state
     except (OSError, KeyError, ValueError, TypeError, struct.error):
         return {}
+
+
+def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32, as hex digits, of all that a checkpoint holds."""
+    value = 0
+    for key in ("step", "recipe", "state"):
+        value = zlib.crc32(metadata[key].encode(), value)
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
 
 
 def _metadata(path: Path) -> dict[str, str]:

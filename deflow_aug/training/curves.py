@@ -113,7 +113,7 @@ def _gradient(axis: Axes, log: list[Record], health: list[Record]) -> None:
 
 def _rate(axis: Axes, log: list[Record], health: list[Record]) -> None:
     axis.plot([r["step"] for r in log], [r["lr"] for r in log])
-    axis.set_ylim(bottom=0)
+    _from_zero(axis)
 
 
 def _time(axis: Axes, log: list[Record], health: list[Record]) -> None:
@@ -154,7 +154,7 @@ def _deviation(axis: Axes, log: list[Record], health: list[Record]) -> None:
             axis.axhline(
                 _number(real["std"]), color=line.get_color(), ls=":", label=f"{label}, real pairs"
             )
-    axis.set_ylim(bottom=0)
+    _from_zero(axis)
 
 
 def _correlation(axis: Axes, log: list[Record], health: list[Record]) -> None:
@@ -224,6 +224,13 @@ def _limits(axis: Axes, values: list[float]) -> None:
         low, high = min(values), max(values)
         room = 0.05 * (high - low) or 0.1
         axis.set_ylim(low - room, high + room)
+
+
+def _from_zero(axis: Axes) -> None:
+    """A range from zero on, with room above whatever is drawn, lines across the panel too."""
+    values = [np.asarray(line.get_ydata(), np.float64) for line in axis.get_lines()]
+    finite = [v[np.isfinite(v)].max() for v in values if np.isfinite(v).any()]
+    axis.set_ylim(0, 1.1 * max(finite, default=0.0) or 1.0)
 
 
 def _shifts(health: list[Record]) -> Iterator[tuple[str, list[int], list[Record]]]:

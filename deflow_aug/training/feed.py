@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,16 @@ class Portion(NamedTuple):
     unpaired: Batch | None
     paired: Batch | None
     waiting: float = 0.0
+
+
+def facts(
+    unpaired: UnpairedBatches | None, paired: PairedBatches | None
+) -> dict[str, dict[str, Any]]:
+    """What a model card tells of each folder, by its name there."""
+    result = {} if unpaired is None else {k: v.facts() for k, v in unpaired.domains.items()}
+    for name, pairs_ in ({} if paired is None else paired.domains).items():
+        result[f"{name}, paired"] = pairs_.facts()
+    return result
 
 
 class Feed:
@@ -88,6 +98,10 @@ class Feed:
         for name, crops in ({} if self.paired is None else self.paired.domains).items():
             result[f"{name}|{CLEAN}"] = crops.fingerprint()
         return result
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What a model card tells of each folder."""
+        return facts(self.unpaired, self.paired)
 
     def portions(self, step: int) -> Iterator[Portion]:
         """Those of this process, from a step to the recipe's last."""

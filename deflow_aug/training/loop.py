@@ -17,13 +17,14 @@ from deflow_aug.data.paired import PairedBatches
 from deflow_aug.data.unpaired import UnpairedBatches
 from deflow_aug.model import DeFlow
 from deflow_aug.training import checkpoints, resuming, starting
+from deflow_aug.training.curves import LOG
 from deflow_aug.training.feed import Feed, Portion
 from deflow_aug.training.objective import Objective
 from deflow_aug.training.processes import Processes, TrainingError, stop_signal
 from deflow_aug.training.progress import Log, Progress, means
 from deflow_aug.training.recipe import Recipe
 from deflow_aug.training.safety import Verdict
-from deflow_aug.training.state import State
+from deflow_aug.training.state import History, State
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,7 +61,7 @@ class Trainer:
         deflow_aug.convert.ConversionError: ``encoder`` holds no RRDB weights, or not those of the
             recipe's architecture.
         deflow_aug.training.checkpoints.CheckpointError: the checkpoints found in ``output`` are
-            all damaged or from other settings.
+            all damaged or from other settings, or what is left of a run has none.
     """
 
     recipe: Recipe
@@ -88,7 +89,7 @@ class Trainer:
         self.accelerator, self.is_main = self.processes.accelerator, self.processes.is_main
         self.device = self.processes.device
         self.feed = Feed(recipe, batches, paired, self.processes.part)
-        found = resuming.share(self.processes, lambda: checkpoints.load_newest(self.folder))
+        found = resuming.share(self.processes, lambda: resuming.find(output))
         if found is not None:
             recipe = resuming.as_started(recipe, found)
         elif recipe.match_statistics:
@@ -101,9 +102,11 @@ class Trainer:
             if encoder is not None:
                 starting.load_encoder(model, encoder)
             starting.initialize(model, self.feed.images(INITIALIZATION_BATCHES, model, self.device))
-        data = self.processes.from_main(self.feed.fingerprints)
-        self.state = State(model, recipe, data, encoder.name if encoder else None)
-        self.fresh = found is None
+        data, facts = self.processes.from_main(
+            lambda: (self.feed.fingerprints(), self.feed.facts())
+        )
+        self.state = State(model, recipe, data, facts, encoder.name if encoder else None)
+        self.fresh, self.began = found is None, 0 if found is None else found.step
         if found is not None:
             self.state.resume(found)
             if found.state["data"] != data and self.is_main:
@@ -128,6 +131,14 @@ class Trainer:
         """Name of the file that the conditioning network started from, also of a resumed run."""
         return self.state.encoder
 
+    @property
+    def history(self) -> History:
+        """The data by the step from which the run had them; those of now if it took a step."""
+        if self.step == self.began:
+            return [entry for entry in self.state.history if entry[0] < max(1, self.step)]
+        *before, (step, _) = self.state.history
+        return [*before, (step, self.feed.facts())]  # more may be known of them by now
+
     def run(self, every_step: Callable[[Progress], None]) -> bool:
         """Train to the recipe's last step; a checkpoint is written whatever ends the run.
 
@@ -140,6 +151,8 @@ class Trainer:
         Raises:
             TrainingError: if bad steps do not end even at a much lower learning rate.
             CheckpointError: if a checkpoint cannot be written.
+
+        Whether what came of it is of use is another matter: see :attr:`State.wrecked`.
         """
         if self.fresh:
             self.save()
@@ -218,7 +231,7 @@ class Trainer:
         if verdict is Verdict.GOOD:
             self.optimizer.step()
             state.update_average()
-            state.smoothed.add(sum(values) / len(values))
+            state.add_loss(sum(values) / len(values))
         state.step += 1
         self.updating = False
         progress = Progress(
@@ -256,14 +269,20 @@ class Trainer:
             )
 
     def _fit_shifts(self) -> None:
-        """Set mu and M of the average from crops that come after those of the training."""
+        """Set mu and M of the average from crops that come after those of the training.
+
+        Where that cannot be done they stay as they are, by which :attr:`State.wrecked` knows.
+        """
         crops = self.feed.crops(self.recipe.steps, FIT_CROPS)
         batches = {name: images.split(self.recipe.batch_size) for name, images in crops.items()}
-        fit_shifts(self.average, batches, seed=self.recipe.seed)
+        try:
+            fit_shifts(self.average, batches, seed=self.recipe.seed)
+        except (torch.linalg.LinAlgError, ValueError) as error:  # type: ignore[attr-defined]
+            warnings.warn(f"no shift can be fitted: {error}", stacklevel=2)
 
     def _log(self) -> contextlib.AbstractContextManager[Log | None]:
         """The log, from which steps after this one are dropped; they are about to come again."""
         if not self.is_main:
             return contextlib.nullcontext()
         self.output.mkdir(parents=True, exist_ok=True)
-        return Log(self.output / "log.jsonl", self.step)
+        return Log(self.output / LOG, self.step)

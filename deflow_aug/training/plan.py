@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from deflow_aug.config import ConfigError, ModelConfig, from_dict, to_dict
-from deflow_aug.training.recipe import Recipe
+from deflow_aug.training.recipe import Recipe, differences
 
 FILE = "run.yaml"
 """Name of the file in a run's folder that keeps its plan; ``--config`` takes it."""
@@ -164,7 +165,10 @@ def make(values: Mapping[str, Any], start: ModelConfig | None = None) -> Plan:
     degraded = _named(_list(values["degraded"]), "--degraded")
     paired = _named(_list(values["paired"]), "--paired")
     names = tuple(dict.fromkeys([*degraded, *paired]))
-    model = recipe.model if start is None else replace(start, shift_init=recipe.model.shift_init)
+    model = recipe.model
+    if start is not None:
+        model = replace(start, shift_init=model.shift_init)
+        _tell_ignored(recipe.model, model)
     if "" in names:
         if len(names) > 1:
             raise ConfigError(
@@ -209,6 +213,22 @@ def read(path: Path) -> dict[str, Any]:
         return parser.parse_path(path).as_dict()
     except (ArgumentError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _tell_ignored(asked: ModelConfig, model: ModelConfig) -> None:
+    """Settings that someone chose, and that those of the weights stand in for."""
+    chosen = {name for name, *_ in differences(to_dict(asked), to_dict(Recipe().model))}
+    ignored = [
+        f"model.{name} {value} (theirs is {theirs})"
+        for name, value, theirs in differences(to_dict(asked), to_dict(model))
+        if name in chosen and name != "domains"
+    ]
+    if ignored:
+        warnings.warn(
+            "the model is that of the weights to fine-tune; these settings are ignored: "
+            + ", ".join(ignored),
+            stacklevel=3,
+        )
 
 
 def same_place(one: str | None, other: str | None) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from deflow_aug.config import ConfigError, EncoderConfig, ModelConfig
 
@@ -156,6 +158,20 @@ class Recipe:
                 f"processes together; {processes} processes must divide both numbers"
             )
         return singles, pairs
+
+
+def differences(
+    mine: Mapping[str, Any], theirs: Mapping[str, Any], where: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """What settings, as plain values, differ in: name as in flags, my value, their value."""
+    found = []
+    for key in sorted(mine.keys() | theirs.keys()):
+        one, other = mine.get(key), theirs.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += differences(one, other, f"{where}{key}.")
+        elif one != other:
+            found.append((f"{where}{key}", one, other))
+    return found
 
 
 _LEAST = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -39,17 +40,29 @@ def find(name: str | os.PathLike[str]) -> Path:
     return found
 
 
+OTHERS = (
+    *("clean", "degraded", "paired", "from", "encoder_weights"),
+    *("output", "resume", "release", "device", "cache_dir", "tensorboard", "card_samples"),
+)
+"""What settings files of ``deflow-aug train`` may hold besides: folders, weights, the machine."""
+
+
 def load(name: str | os.PathLike[str]) -> Recipe:
     """The settings of a recipe, read as ``deflow-aug train --config`` reads them.
 
-    What the file does not set has the default of :class:`Recipe`.
+    What the file does not set has the default of :class:`Recipe`. ``OTHERS``, as a run's
+    ``run.yaml`` and the output of ``--print_config`` have them, are passed over.
 
     Raises:
         ConfigError: if there is no such recipe, or it has an unknown or impossible setting.
     """
     path = find(name)
+    parser = _parser()
+    for other in OTHERS:
+        parser.add_argument(f"--{other}", type=Any)
     try:
-        return from_dict(Recipe, _parser().parse_path(path).as_dict())
+        values = parser.parse_path(path).as_dict()
+        return from_dict(Recipe, {key: values[key] for key in values.keys() - {*OTHERS}})
     except (ArgumentError, ConfigError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
 

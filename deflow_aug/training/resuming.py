@@ -10,8 +10,9 @@ from pathlib import Path
 from deflow_aug.config import from_dict, to_dict
 from deflow_aug.training import checkpoints
 from deflow_aug.training.checkpoints import Checkpoint, CheckpointError
+from deflow_aug.training.curves import LOG
 from deflow_aug.training.processes import Processes, TrainingError
-from deflow_aug.training.recipe import Recipe
+from deflow_aug.training.recipe import Recipe, differences
 from deflow_aug.training.safety import ROLLBACKS
 from deflow_aug.training.state import State
 
@@ -33,12 +34,16 @@ def as_started(recipe: Recipe, found: Checkpoint) -> Recipe:
     if recipe.match_statistics:
         recipe = replace(recipe, model=replace(recipe.model, statistics=started.model.statistics))
     mine, theirs = to_dict(recipe), to_dict(started)
-    changed = sorted(key for key in mine.keys() - MAY_CHANGE if theirs[key] != mine[key])
+    changed = [
+        f"{key}: {now}, was {before}"
+        for key, now, before in differences(mine, theirs)
+        if key not in MAY_CHANGE
+    ]
     if changed:
         raise CheckpointError(
             f"the checkpoint of step {found.step} comes from other settings "
-            f"({', '.join(changed)} differ); resume with the settings it was started with, or "
-            "choose another output folder"
+            f"({'; '.join(changed)}); resume with the settings it was started with, or choose "
+            "another output folder"
         )
     if found.step > recipe.steps:
         raise CheckpointError(
@@ -75,6 +80,32 @@ def target(folder: Path, state: State) -> Checkpoint:
         f"too many bad steps up to step {state.step}, and no good checkpoint in {folder} to go "
         "back to; start anew with a lower lr"
     )
+
+
+def find(output: Path) -> Checkpoint | None:
+    """The checkpoint that a run in this folder goes on from; None if it starts there.
+
+    Raises:
+        CheckpointError: if there were some, and none can be used.
+    """
+    found = checkpoints.load_newest(output / "checkpoints")
+    if found is None:
+        refuse_anew(output)
+    return found
+
+
+def refuse_anew(output: Path) -> None:
+    """Nothing of a run that has no checkpoint any more may be overwritten.
+
+    Raises:
+        CheckpointError: if there is anything left of one.
+    """
+    left = [*checkpoints.damaged(output / "checkpoints"), output / LOG]
+    if names := [path.name for path in left if path.exists()]:
+        raise CheckpointError(
+            f"{output} holds what is left of a run ({', '.join(names)}), but no checkpoint to go "
+            "on from; choose another --output folder, or remove what is there to start anew"
+        )
 
 
 def share(processes: Processes, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:

@@ -99,6 +99,12 @@ class Safety:
         """The last steps were all good: a checkpoint of now is one to go back to."""
         return not any(list(self.bad)[-IN_A_ROW:])
 
+    @property
+    def mostly_good(self) -> bool:
+        """At least half of the last steps were good, if there were any."""
+        last = list(self.bad)[-IN_A_ROW:]
+        return 2 * sum(last) <= len(last)
+
     def go_back(self, norms: Sequence[float]) -> None:
         """Count a rollback to a state that had these norms, and start watching anew."""
         self.rollbacks += 1

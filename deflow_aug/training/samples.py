@@ -37,6 +37,9 @@ AS_LEARNED = "temperature 1"
 PAIR, ELSEWHERE = "real, its pair", "real, elsewhere"
 """Names of the last column."""
 
+RECOLOURED = "clean, recoloured"
+"""Name of the column that noise is measured against where a domain has colours of its own."""
+
 GAIN = 4
 TILE, GAP, MARGIN, LABEL = 168, 4, 12, 92
 INK, PALE = (20, 20, 20), (110, 110, 110)
@@ -70,12 +73,21 @@ class Sheet:
         write_image(self.image, path)
 
 
+def sheet_path(output: Path, step: int) -> Path:
+    """Where the sheet of a step is in a run's folder, or would be."""
+    return output / "samples" / f"step-{step:08d}.png"
+
+
 class SampleSheet:
     """The same crops and draws at every step, so that sheets can be compared.
 
     Columns of each degraded domain: a clean crop, samples from it at several temperatures, and a
     real degraded crop: its partner if the data are pairs, else of another scene. Below them the
     noise of the first row, magnified, and the noise statistics of all rows.
+
+    Noise is what a crop differs by from the clean one; where the domain has channel statistics of
+    its own, from the clean one in the domain's colours, which is shown as well: what all samples
+    share by the mapping of colours is no noise.
 
     A model whose Sigma is zero draws its randomness from dequantisation noise, which is switched
     on for it.
@@ -97,16 +109,20 @@ class SampleSheet:
                 ShiftHealth.of(shift, model.config.domains.index(name) + 1).collapsed
                 for shift in model.domain_shifts()
             )
-            columns = {"clean": crops.clean, **self._samples(model, name, collapsed)}
+            columns = {"clean": crops.clean}
+            reference = in_colours(model, crops.clean, name)
+            if reference is not crops.clean:
+                columns[RECOLOURED] = reference
+            columns |= self._samples(model, name, collapsed)
             columns[PAIR if crops.paired else ELSEWHERE] = crops.real
             measured = {
-                column: figures(images, crops.clean)
+                column: figures(images, reference)
                 for column, images in columns.items()
-                if column != "clean" and (crops.paired or images is not crops.real)
+                if column in (*SAMPLES, PAIR)
             }
             found[name] = measured
             note = "; Sigma is zero: dequantisation noise is switched on" * collapsed
-            blocks.append(_block(f"{title}, domain {name}{note}", columns, measured))
+            blocks.append(_block(f"{title}, domain {name}{note}", columns, measured, reference))
         return Sheet(_stack(blocks), found)
 
     def _samples(self, model: DeFlow, domain: str, dequantize: bool) -> dict[str, Image8]:
@@ -119,6 +135,15 @@ class SampleSheet:
             sample = degrader.degrade(clean, temperature, seed=seeds, domain=domain)
             columns[column] = sample.permute(0, 2, 3, 1).numpy()
         return columns
+
+
+def in_colours(model: DeFlow, clean: Image8, domain: str) -> Image8:
+    """Clean crops, uint8 [R, H, W, 3], with the channel statistics of a domain, if it has any."""
+    if domain not in (model.config.statistics or {}):
+        return clean
+    pixels = torch.from_numpy(clean).permute(0, 3, 1, 2).double() / 255
+    mapped = model.unmatch_colours(pixels, (domain,) * len(clean)).clamp(0, 1)
+    return (mapped * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def figures(degraded: Image8, clean: Image8) -> Figures:
@@ -148,8 +173,10 @@ _TABLE = {
 }
 
 
-def _block(title: str, columns: dict[str, Image8], measured: dict[str, Figures]) -> Image.Image:
-    """The sheet of one domain."""
+def _block(
+    title: str, columns: dict[str, Image8], measured: dict[str, Figures], reference: Image8
+) -> Image.Image:
+    """The sheet of one domain; noise is what columns differ by from ``reference``."""
     first = next(iter(columns.values()))
     rows, crop = first.shape[:2]
     side = crop * max(1, round(TILE / crop))
@@ -169,7 +196,7 @@ def _block(title: str, columns: dict[str, Image8], measured: dict[str, Figures])
         pen.text((x + side / 2, top - 20), name, INK, small, anchor="ma")
         tiles = list(images)
         if name in measured:
-            tiles.append(_magnified(images[0], first[0]))
+            tiles.append(_magnified(images[0], reference[0]))
             for line, (keys, form) in enumerate(_TABLE.values()):
                 values = [measured[name][key] for key in keys]
                 text = "  ".join("-" if np.isnan(v) else form.format(v) for v in values)
@@ -187,7 +214,8 @@ def _magnified(degraded: Image8, clean: Image8) -> Image8:
 
 
 def _stack(blocks: list[Image.Image]) -> Image.Image:
-    sheet = Image.new("RGB", (blocks[0].width, sum(b.height for b in blocks)), "white")
+    width = max(block.width for block in blocks)  # a domain may have one column more
+    sheet = Image.new("RGB", (width, sum(b.height for b in blocks)), "white")
     for number, block in enumerate(blocks):
         sheet.paste(block, (0, sum(b.height for b in blocks[:number])))
     return sheet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from deflow_aug.data.folders import CropFolder
 from deflow_aug.data.paired import PairedBatches, PairFolder
 from deflow_aug.data.unpaired import UnpairedBatches
 from deflow_aug.randomness import Stream
+from deflow_aug.training import feed
 from deflow_aug.training.plan import Plan
 from deflow_aug.training.samples import ROWS, Crops
 
@@ -31,7 +32,7 @@ class Sources:
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """What the model card tells of each folder."""
-        return {name: folder.facts() for name, folder in self._folders()}
+        return feed.facts(self.unpaired, self.paired)
 
     def __str__(self) -> str:
         facts = self.facts()
@@ -63,13 +64,6 @@ class Sources:
                 )
                 result[name] = Crops(clean, real)
         return result
-
-    def _folders(self) -> Iterator[tuple[str, CropFolder | PairFolder]]:
-        if self.unpaired:
-            yield from self.unpaired.domains.items()
-        if self.paired:
-            for name, pairs in self.paired.domains.items():
-                yield f"{name}, paired", pairs
 
 
 def open_sources(plan: Plan, processes: int, cache_dir: Path | None = None) -> Sources:

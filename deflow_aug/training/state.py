@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import copy
+import statistics
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from deflow_aug.config import to_dict
+from deflow_aug.config import CLEAN, to_dict
 from deflow_aug.model import DeFlow
 from deflow_aug.training import checkpoints
 from deflow_aug.training.checkpoints import Checkpoint
 from deflow_aug.training.progress import Smoothed
 from deflow_aug.training.recipe import Recipe
-from deflow_aug.training.safety import Safety
+from deflow_aug.training.safety import IN_A_ROW, Safety
+
+INSANE = 100.0
+"""Bits per dimension that no model is released with, unless it began with about as many: pixels
+of which nothing is known take 8."""
+
+Facts = Mapping[str, Mapping[str, Any]]
+"""What is known of the data, by the name of a folder."""
+
+History = Sequence[tuple[int, Facts]]
+"""The data of a run: how many steps had been taken when it took these up."""
 
 
 class State:
@@ -24,18 +38,27 @@ class State:
         model: where it starts.
         recipe: the settings.
         data: a hash of the images of every domain.
+        facts: what is known of them.
         encoder: name of the file that the conditioning network started from.
     """
 
     def __init__(
-        self, model: DeFlow, recipe: Recipe, data: dict[str, str], encoder: str | None
+        self,
+        model: DeFlow,
+        recipe: Recipe,
+        data: dict[str, str],
+        facts: Facts,
+        encoder: str | None,
     ) -> None:
         self.model, self.recipe, self.data, self.encoder = model, recipe, data, encoder
+        self.history: History = [(0, facts)]
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
         self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         self.step = 0
         self.safety, self.smoothed = Safety(recipe.outlier_factor), Smoothed()
+        self.first: float | None = None  # loss of the first good step
+        self.last: deque[float] = deque(maxlen=IN_A_ROW)  # and those of the last ones
         self.best: tuple[int, float] | None = None  # step and smoothed loss
         self.went_back = (-1, 0)  # at which step, and to which
 
@@ -43,6 +66,34 @@ class State:
     def lr(self) -> float:
         """The learning rate of the next step."""
         return self.recipe.learning_rate(self.step) * self.safety.lr_factor
+
+    @property
+    def wrecked(self) -> str | None:
+        """Why the average is not worth releasing; None if it may be."""
+        # Finite weights whose products overflow are found by the likelihood.
+        if not all(bool(t.isfinite().all()) for t in self.average.state_dict().values()):
+            return "its weights are not finite"
+        if self.safety.skipped > self.step / 2:
+            return f"{self.safety.skipped} of its {self.step} steps were bad and changed nothing"
+        at, to = self.went_back
+        if at >= 0 and (at == self.step or to + self.step - at < self.step / 2):
+            return f"at step {at} it went back to the weights of step {to}, after bad steps"
+        if not self.safety.mostly_good:
+            return "most of its last steps were bad and changed nothing"
+        # Not the smoothed one, which remembers a wild step for thousands.
+        loss = statistics.median(self.last) if self.last else 0.0
+        if not loss < max(INSANE, 2 * (self.first or 0)):
+            return f"its loss is {loss:.3g} bits per dimension"
+        fitted = self.recipe.model.shift == "fitted" and self.step == self.recipe.steps
+        if fitted and not any(bool(s.mean.any()) for s in self.average.domain_shifts()):
+            return "no shift could be fitted to its latents"
+        return None
+
+    def add_loss(self, value: float) -> None:
+        """Take down the loss of a good step."""
+        self.first = value if self.first is None else self.first
+        self.last.append(value)
+        self.smoothed.add(value)
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -66,19 +117,28 @@ class State:
             "good": good,
             "safety": self.safety.state(),
             "smoothed": self.smoothed.state,
+            "first": self.first,
+            "last": list(self.last),
             "best": self.best,
             "went_back": self.went_back,
             "encoder": self.encoder,
             "data": self.data,
+            "history": self.history,
         }
         return Checkpoint(self.step, tensors, to_dict(self.recipe), told)
 
     def resume(self, found: Checkpoint) -> None:
         """Be where the run was; :attr:`data` stays that of now."""
+        now = self.history[0][1]
         self._load(found)
         told = found.state
+        if told["data"] != self.data:
+            self.history = [e for e in history(found) if e[0] < found.step] + [(found.step, now)]
+        elif "history" in told:
+            self.history = history(found)
         self.step, self.encoder = found.step, told["encoder"]
         self.safety = Safety.restore(self.recipe.outlier_factor, told["safety"])
+        self.first, self.last = told.get("first"), deque(told.get("last", ()), IN_A_ROW)
         self.best = None if told["best"] is None else (told["best"][0], told["best"][1])
         self.went_back = (told["went_back"][0], told["went_back"][1])
 
@@ -88,6 +148,7 @@ class State:
         The step stays: data that the run failed on are not met again at once.
         """
         self._load(target)
+        self.last.clear()
         self.safety.go_back(target.state["safety"]["norms"])
         self.went_back = (self.step, target.step)
 
@@ -102,3 +163,12 @@ class State:
             )
         checkpoints.unpack_optimizer(self.optimizer, self.names, found.tensors)
         self.smoothed = Smoothed(*found.state["smoothed"])
+
+
+def history(found: Checkpoint) -> History:
+    """The data of a run up to a checkpoint; of one from before it was kept, the hashes alone."""
+    told = found.state.get("history")
+    if told is None:
+        hashes = found.state["data"].items()
+        return [(0, {k.replace(f"|{CLEAN}", ", paired"): {"sha256": v} for k, v in hashes})]
+    return [(step, facts) for step, facts in told]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ import numpy as np
 from deflow_aug.latent import ShiftHealth
 from deflow_aug.model import DeFlow
 from deflow_aug.training import curves
-from deflow_aug.training.samples import AS_LEARNED, PAIR, SampleSheet, Sheet
+from deflow_aug.training.samples import AS_LEARNED, PAIR, SampleSheet, Sheet, sheet_path
 
 if TYPE_CHECKING:
     from deflow_aug.training.loop import Progress, Trainer
@@ -55,8 +57,7 @@ class Watch:
 
     def __call__(self, progress: Progress) -> None:
         step = progress.step
-        if self.board:
-            self.board.scalars(progress_scalars(progress), step)
+        self._tell(progress_scalars(progress), step)
         last = step == self.steps
         if last or step == 1 or step % max(1, self.every // SHIFTS_PER_SHEET) == 0:
             self._shift(step)
@@ -65,21 +66,23 @@ class Watch:
 
     def pictures(self, step: int) -> None:
         """Draw the samples and the curves of now; if that fails, say so and go on."""
-        try:
-            sheet = self.sheet.draw(self.trainer.average, f"step {step}")
-            sheet.write(self._sheet(step))
-        except (OSError, RuntimeError, MemoryError) as error:
-            # Too little memory to sample beside the training, say: no reason to end it.
-            warnings.warn(f"no pictures of step {step}: {error}", stacklevel=2)
-            return
+        # Too little memory to sample beside the training, say, or a step whose samples are not
+        # finite: no reason to end it.
+        with _forgiven(f"no pictures of step {step}"):
+            self._samples(step)
+        self._curves(step)
+
+    def _samples(self, step: int) -> None:
+        sheet = self.sheet.draw(self.trainer.average, f"step {step}")
+        sheet.write(self._sheet(step))
         noise = {domain: columns[AS_LEARNED] for domain, columns in sheet.figures.items()}
         real = {
             domain: columns[PAIR] for domain, columns in sheet.figures.items() if PAIR in columns
         }
         self._write({"step": step, "noise": noise, "real": real})
         if self.board:
-            self.board.sheet(sheet, step)
-        self._curves(step)
+            with self._board_forgiven():
+                self.board.sheet(sheet, step)
 
     def finish(self) -> Path | None:
         """Draw what the last step has not drawn; returns the last sheet, if there is one."""
@@ -96,21 +99,23 @@ class Watch:
         if self.drawn != self.trainer.step:
             self._curves(self.trainer.step)
         if self.board:
-            self.board.close()
+            with self._board_forgiven():
+                self.board.close()
 
     def _sheet(self, step: int) -> Path:
-        return self.output / "samples" / f"step-{step:08d}.png"
+        return sheet_path(self.output, step)
 
     def _curves(self, step: int) -> None:
         if self.plots:
-            curves.draw(self.output)
-            self.drawn = step
+            with _forgiven(f"no curves of step {step}"):
+                curves.draw(self.output)
+                self.drawn = step
 
     def _shift(self, step: int) -> None:
-        shift = shift_figures(self.trainer.average)
-        self._write({"step": step, "shift": shift})
-        if self.board:
-            self.board.scalars(
+        with _forgiven(f"the latent shift of step {step} is not written down"):
+            shift = shift_figures(self.trainer.average)
+            self._write({"step": step, "shift": shift})
+            self._tell(
                 {
                     f"shift {key}/{domain}, latent {number}": latent[key]
                     for domain, latents in shift.items()
@@ -120,10 +125,34 @@ class Watch:
                 step,
             )
 
+    def _tell(self, values: dict[str, float], step: int) -> None:
+        """Write scalars to TensorBoard, if it is asked for."""
+        if self.board:
+            with self._board_forgiven():
+                self.board.scalars(values, step)
+
+    @contextmanager
+    def _board_forgiven(self) -> Iterator[None]:
+        """A TensorBoard that fails once, on a full disk say, is not written to again."""
+        try:
+            yield
+        except Exception as error:
+            self.board = None
+            warnings.warn(f"no more is written to tensorboard/: {error}", stacklevel=4)
+
     def _write(self, record: dict[str, Any]) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
         with open(self.health, "a", encoding="utf-8") as file:
             file.write(json.dumps(_without_nan(record)) + "\n")
+
+
+@contextmanager
+def _forgiven(failure: str) -> Iterator[None]:
+    """What fails in here is told, and no more than that: whoever watches must not stop a run."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"{failure}: {error}", stacklevel=4)
 
 
 def shift_figures(model: DeFlow) -> dict[str, list[dict[str, float]]]:
@@ -156,6 +185,7 @@ def progress_scalars(progress: Progress) -> dict[str, float]:
         "training/gradient norm": progress.gradient_norm,
         "training/learning rate": progress.lr,
         "training/skipped steps": progress.skipped,
+        "training/outliers": progress.outliers,
         "training/times gone back": progress.rolled_back,
         "time/seconds a step": progress.seconds,
         "time/waiting for data": progress.waiting,
