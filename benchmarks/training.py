@@ -62,13 +62,14 @@ def main() -> None:
         print(json.dumps(peak(arguments.memory_of, config, batch, crop, device)))
         return
 
-    model, steps = make_steps(config, batch, crop, device)
     print(
         f"{config.levels} levels of {config.steps} steps, {config.hidden} hidden channels, "
         f"s = {config.scale}; batch of {batch} x {crop} x {crop}; {device}, "
         f"{torch.get_num_threads()} threads"
     )
+    # Before there is a model here: a process inherits the peak of the one that starts it.
     memory = {way: measure_elsewhere(way) for way in WAYS}
+    model, steps = make_steps(config, batch, crop, device)
     times = in_turns(steps, arguments.seconds)
     # Weights, gradients and Adam's two moments, which no scheme can do without.
     state = 4 * sum(p.nbytes for p in model.parameters()) / 1e9
