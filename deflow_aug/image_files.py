@@ -159,7 +159,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 def _check_kind(path: Path) -> None:
     # Opening a pipe would wait for somebody to write into it, for ever.
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file() and not path.is_dir():
         raise UnreadableImageError(f"cannot read image {path}: it is no regular file")
 
 

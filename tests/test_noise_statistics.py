@@ -303,7 +303,10 @@ class FakeDegrader:
         assert not dequantize
         return cls()
 
-    def degrade(self, image: np.ndarray, *, temperature: float, seed: int) -> np.ndarray:
+    def degrade(
+        self, image: np.ndarray, *, temperature: float, seed: int, domain: str | None
+    ) -> np.ndarray:
+        assert domain is None
         return add_white_noise(image, 4 * temperature, np.random.default_rng(seed))
 
 
