@@ -37,8 +37,10 @@ from deflow_aug.sampling import (
     per_image_seeds,
     per_image_temperature,
     prepared,
+    run_seed,
     sample,
     temperature_range,
+    whole,
 )
 from deflow_aug.tiling import measured_halo, most_pixels, plan
 
@@ -279,7 +281,7 @@ class DeFlowDegrader(ModelHubMixin):
         *,
         seed: int | None = None,
         step: int = 0,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | NDArray[Any] | Tensor | None = None,
         domain: Any = None,
     ) -> tuple[Tensor, Tensor]:
         """Training pairs (lq, gt) of a batch of clean images: bicubic downscaling, degradation.
@@ -291,11 +293,12 @@ class DeFlowDegrader(ModelHubMixin):
             gt: clean images [B, 3, H, W], uint8 or float in [0, 1], on any device.
             scale: of the downscaling, MATLAB's ``imresize``; it divides H and W.
             temperature: one for all, a range (low, high) that each image draws its own from, or
-                a tensor [B], one for each image.
-            seed: with it, what becomes of image i depends on (seed, step, indices[i]) alone,
-                whatever the batch. None draws anew. No global random state is read or changed.
+                a tensor or array [B], one for each image.
+            seed: one for all; with it, what becomes of image i depends on (seed, step, indices[i])
+                alone, whatever the batch. None draws anew. No global random state is read or
+                changed.
             step: number of the iteration, or of the epoch if indices number the whole data.
-            indices: numbers of the images, 0 ... B-1 unless given.
+            indices: numbers of the images, 0 ... B-1 unless given; a list, array or tensor.
             domain: as in :meth:`degrade`.
 
         Returns:
@@ -315,12 +318,15 @@ class DeFlowDegrader(ModelHubMixin):
                 f"scale {scale} does not divide the {gt.shape[-2]} x {gt.shape[-1]} pixels of the "
                 f"clean images; crop them to a multiple of it"
             )
-        numbers = list(range(len(gt)) if indices is None else indices)
+        numbers = [
+            whole("an index", one) for one in (range(len(gt)) if indices is None else indices)
+        ]
         if len(numbers) != len(gt):
             raise ValueError(f"expected {len(gt)} indices, one an image, got {len(numbers)}")
+        seed, step = run_seed(seed), whole("step", step)
         run = randomness.fresh_seed() if seed is None else seed
         seeds = [image_seed(run, step, number) for number in numbers]
-        if isinstance(temperature, Sequence):
+        if not isinstance(temperature, (Tensor, np.ndarray)):
             low, high = temperature_range(temperature)
             draws = [randomness.generator(one, Stream.TEMPERATURE) for one in seeds]
             temperature = [float(draw.uniform(low, high)) for draw in draws]

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -234,7 +237,11 @@ def is_integer(value: object) -> bool:
 
 def per_image_temperature(temperature: float | Sequence[float] | Tensor, images: int) -> Tensor:
     try:
-        tau = torch.as_tensor(temperature, dtype=torch.float32)
+        if isinstance(temperature, bool):
+            raise TypeError("a truth value")
+        # torch.set_default_device is for tensors of the caller.
+        device = None if isinstance(temperature, Tensor) else "cpu"
+        tau = torch.as_tensor(temperature, dtype=torch.float32, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"temperature must be a number, or one for each image, got {temperature!r}"
@@ -251,12 +258,49 @@ def per_image_temperature(temperature: float | Sequence[float] | Tensor, images:
     return tau
 
 
-def temperature_range(temperature: Sequence[float]) -> tuple[float, float]:
-    """The two ends of a range of temperatures, checked."""
-    ends = tuple(temperature)
-    if len(ends) != 2 or not (0 <= ends[0] <= ends[1] < math.inf):
+def temperature_range(temperature: object) -> tuple[float, float]:
+    """The two ends of a range of temperatures, (least, greatest) or a number, checked."""
+    return span("temperature", temperature, 0.0)
+
+
+def span(name: str, value: Any, low: float, high: float = math.inf) -> tuple[float, float]:
+    """A range of settings: a number, or (least, greatest), all within [low, high].
+
+    Raises:
+        ValueError: for anything else, tensors and arrays too.
+    """
+    pair = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    if len(pair) != 2 or not all(map(is_number, pair)):
+        raise ValueError(f"{name} must be a number or (least, greatest), got {value!r}")
+    if not low <= pair[0] <= pair[1] <= high:
+        bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ValueError(
-            f"a range of temperatures is (low, high) with 0 <= low <= high, got {temperature!r}; "
-            f"pass a tensor for one temperature an image"
+            f"{name} must be {bounds}, and its least value no more than its greatest, got {value!r}"
         )
-    return float(ends[0]), float(ends[1])
+    return float(pair[0]), float(pair[1])
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is finite and real; truth values and tensors are no numbers."""
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
+def whole(name: str, value: Any) -> int:
+    """An integer of at least 0, of Python, NumPy or (without axes) PyTorch.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    truth = isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool
+    try:
+        number = -1 if truth or getattr(value, "ndim", 0) else operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"{name} must be an integer of at least 0, got {value!r}")
+    return number
+
+
+def run_seed(seed: Any) -> int | None:
+    """The one seed of a run, checked: None, or an integer of at least 0."""
+    return None if seed is None else whole("seed", seed)

@@ -662,7 +662,7 @@ def test_as_many_temperatures_as_images(degrader: DeFlowDegrader, temperature: A
         degrader.degrade(tensor(2, 3, 8, 8), temperature)
 
 
-@pytest.mark.parametrize("temperature", [None, "hot", [1.0, None], [1.0, [2.0]]])
+@pytest.mark.parametrize("temperature", [None, "hot", True, [1.0, None], [1.0, [2.0]]])
 def test_temperatures_that_are_no_numbers(degrader: DeFlowDegrader, temperature: Any) -> None:
     with pytest.raises(TypeError, match="temperature must be a number"):
         degrader.degrade(tensor(2, 3, 8, 8), temperature)

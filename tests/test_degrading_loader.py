@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
 import pickle
 import threading
@@ -13,9 +14,10 @@ import pytest
 import torch
 from clean_images import SIDES, degrader, global_states, pixels, same, write
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler, Subset, TensorDataset
 
 from deflow_aug import CleanCrops, DeFlowDegrader, DegradedPairs, DegradingLoader
+from deflow_aug.pairs.loader import _Maker, _one_ahead
 from deflow_aug.resize import bicubic_downscale
 from deflow_aug.transforms import Chain, MixedDegradation, RandomJPEG
 
@@ -188,6 +190,40 @@ def test_everyone_who_counts_epochs_is_told(images: Tensor, model: DeFlowDegrade
     assert [inner.told, inner.dataset.told, inner.batch_sampler.told] == [3, 3, 3]  # type: ignore[attr-defined]
 
 
+def wrapped_in_a_subset(folder: Path, seed: int) -> tuple[Any, list[CleanCrops]]:
+    crops = CleanCrops(folder, 12, scale=2, seed=seed)
+    return Subset(Subset(crops, [3, 0, 1]), [2, 0]), [crops]
+
+
+def joined_crops(folder: Path, seed: int) -> tuple[Any, list[CleanCrops]]:
+    crops = [CleanCrops(folder, 12, scale=2, seed=seed + number) for number in range(2)]
+    return ConcatDataset([crops[0], Subset(crops[1], [0, 1])]), crops
+
+
+@pytest.mark.parametrize("wrap", [wrapped_in_a_subset, joined_crops])
+def test_epochs_reach_wrapped_datasets(folder: Path, model: DeFlowDegrader, wrap: Any) -> None:
+    data, crops = wrap(folder, 0)
+    loader = DegradingLoader(DataLoader(data, 2), model, 2)
+    passes = [[batch["gt"] for batch in loader] for _ in range(2)]
+    assert [one.epoch for one in crops] == [1] * len(crops)
+    assert not same(passes[0], passes[1])
+    loader.set_epoch(0)
+    assert [one.epoch for one in crops] == [0] * len(crops)
+    assert same([batch["gt"] for batch in loader], passes[0])
+    crops[0].set_epoch(6)
+    assert DegradingLoader(DataLoader(data, 2), model, 2).epoch == 6
+
+
+def test_joined_datasets_share_no_noise(model: DeFlowDegrader) -> None:
+    """Though the first image of each has number 0."""
+    grey = torch.full((3, 12, 12), 120, dtype=torch.uint8)
+    data = ConcatDataset([CleanCrops([grey], 12, scale=2) for _ in range(3)])
+    for size in (1, 3):
+        batches = [*DegradingLoader(DataLoader(data, size), model, 2)]
+        lq = torch.cat([batch["lq"] for batch in batches])
+        assert len({one.numpy().tobytes() for one in lq}) == 3
+
+
 # -- kinds of batches ------------------------------------------------------------------------------
 
 
@@ -235,6 +271,7 @@ def test_index_of_a_batch_names_its_draws(images: Tensor, model: DeFlowDegrader)
         (torch.rand(3, 8, 8), r"\[B, 3, H, W\].*got a tensor \(3, 8, 8\)"),
         ({"image": [torch.rand(3, 8, 8)], "label": 3}, "{'image': 'list', 'label': 'int'}"),
         ("photo.png", "got str"),
+        (torch.rand(2, 8, 8, 3), r"channels look to be last: images\.permute\(0, 3, 1, 2\)"),
         (torch.rand(2, 3, 8, 9), "scale 2 does not divide the 8 x 9 pixels"),
         (torch.randn(2, 3, 8, 8) * 5, "undo the normalisation"),
         ({"gt": torch.rand(2, 3, 8, 8), "index": [1]}, 'has 2 images, but 1 in "index"'),
@@ -255,6 +292,12 @@ def test_settings_that_do_not_fit(images: Tensor, model: DeFlowDegrader) -> None
         DegradingLoader([images], lambda image: image, 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="an epoch is an integer"):
         DegradingLoader([images], model, 2).set_epoch(-1)
+    for seed in (-1, 1.5, [1, 2]):
+        with pytest.raises(ValueError, match="seed must be an integer of at least 0"):
+            DegradingLoader([images], model, 2, seed=seed)  # type: ignore[arg-type]
+    for temperature in (torch.tensor([0.5, 1.0]), True, (0.1, 0.5, 1.0)):
+        with pytest.raises(ValueError, match=r"temperature must be a number or \(least, greatest"):
+            DegradingLoader([images], model, 2, temperature=temperature)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="has no len"):
         len(DegradingLoader(iter([images]), model, 2))
 
@@ -322,8 +365,42 @@ def test_errors_of_the_loader_come_through(images: Tensor, model: DeFlowDegrader
         yield images
         raise OSError("disk is gone")
 
+    loader = iter(DegradingLoader(batches(), model, 2, ahead=True))
+    first = next(loader)  # made before, and not lost
+    assert same(first, next(iter(DegradingLoader([images], model, 2))))
     with pytest.raises(OSError, match="disk is gone"):
-        list(DegradingLoader(batches(), model, 2, ahead=True))
+        next(loader)
+
+
+def test_leaving_does_not_wait_for_what_is_queued(images: Tensor, watched: Watched) -> None:
+    started, go_on = threading.Event(), threading.Event()
+    feed = watched.feed
+
+    def held_up(*args: Any, **settings: Any) -> Any:
+        started.set()
+        assert go_on.wait(60)
+        return feed(*args, **settings)
+
+    def batches() -> Iterator[Tensor]:
+        yield images[:2]
+        assert started.wait(60)
+        yield images[2:4]
+        yield images[4:6]
+
+    watched.feed = held_up  # type: ignore[method-assign]
+    interrupted = _one_ahead(batches(), _Maker(DegradingLoader([], watched, 2), 0), None)
+    future = concurrent.futures.Future.result
+
+    def ctrl_c(job: Any, timeout: Any = None) -> Any:
+        threading.Timer(0.2, go_on.set).start()
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(concurrent.futures.Future, "result", ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            next(interrupted)
+    assert concurrent.futures.Future.result is future
+    assert len(watched.threads) == 1  # the second, which was queued, is not made
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -340,6 +417,31 @@ def test_copies(images: Tensor, model: DeFlowDegrader, duplicate: Any) -> None:
     loader = DegradingLoader(DataLoader(TensorDataset(images), 3), model, 2)
     loader.set_epoch(2)
     assert same([*duplicate(loader)], [*loader])
+
+
+def test_one_stream_for_all_passes(
+    images: Tensor, model: DeFlowDegrader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for CUDA's streams."""
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __reduce__(self) -> Any:
+            raise TypeError("a stream belongs to its process")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    loader = DegradingLoader([images], model, 2)
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    assert loader._stream_on(torch.device("cpu")) is None
+    stream = loader._stream_on(first)
+    assert loader._stream_on(first) is stream
+    assert pickle.loads(pickle.dumps(loader))._stream is None
+    assert copy.deepcopy(loader)._stream is None
+    moved = loader._stream_on(second)
+    assert moved is not None
+    assert moved.device == second
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ from deflow_aug.pairs.degradation import Degradation
 from deflow_aug.randomness import Stream, generator
 from deflow_aug.resize import bicubic_downscale
 from deflow_aug.transforms import Chain, MixedDegradation, RandomBlur, RandomDeFlow, RandomJPEG
+
+# Tests that read pairs again and again are no training that forgets its epochs.
+pytestmark = pytest.mark.filterwarnings("ignore:all 5 images were served once")
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +200,16 @@ def test_steps_before_and_after(folder: Path, model: DeFlowDegrader) -> None:
         assert torch.equal(cut_off[index][0], torch.round(lq / 2))
 
 
+def test_steps_may_work_in_place(folder: Path, model: DeFlowDegrader) -> None:
+    def darken(image: Tensor) -> Tensor:
+        return image.mul_(0.5)
+
+    lq, gt = DegradedPairs(folder, model, 2, 12, before=darken)[0]
+    expected = DegradedPairs(folder, model, 2, 12, before=lambda image: image * 0.5)[0]
+    assert same((lq, gt), expected)
+    assert same(gt, DegradedPairs(folder, model, 2, 12)[0][1])
+
+
 def test_random_steps_repeat_and_differ_from_each_other(
     folder: Path, model: DeFlowDegrader
 ) -> None:
@@ -215,6 +230,68 @@ def test_random_steps_repeat_and_differ_from_each_other(
     pairs.set_epoch(1)
     pairs[0]
     assert len(set(seen)) == 6
+
+
+# -- epochs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_passes_without_set_epoch_are_told_once(
+    folder: Path, model: DeFlowDegrader, workers: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    def told(passes: int, **settings: Any) -> int:
+        """How often, by the flag that workers share: their warnings go to their own stderr."""
+        pairs = DegradedPairs(folder, model, 2, 12, "basicsr", **settings)
+        if "epoch" in before:
+            pairs.set_epoch(0)
+        for _ in range(passes):
+            list(torch.utils.data.DataLoader(pairs, None, num_workers=workers))
+        if workers:
+            return int(pairs.crops._epoch._value[3])
+        count = sum("set_epoch was never called" in str(one.message) for one in recwarn)
+        recwarn.clear()
+        return count
+
+    before: set[str] = set()
+    assert told(1) == 0
+    assert told(3) == 1
+    assert told(2, seed=None) == 0
+    before.add("epoch")
+    assert told(2) == 0
+
+
+def test_workers_warn_of_passes_without_set_epoch(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loader = torch.utils.data.DataLoader(
+        CleanCrops(folder, 12, scale=2),
+        2,
+        num_workers=1,
+        multiprocessing_context="fork",
+        worker_init_fn=_show_warnings,
+    )
+    for _ in range(3):
+        list(loader)
+    assert capfd.readouterr().err.count("set_epoch was never called") == 1
+
+
+def _show_warnings(worker: int) -> None:
+    """As without pytest, which keeps warnings."""
+    warnings.simplefilter("always")
+    warnings.showwarning = lambda message, *rest: print(message, file=sys.__stderr__, flush=True)
+
+
+def test_the_epoch_of_a_pair_is_read_once(folder: Path, model: DeFlowDegrader) -> None:
+    pairs = DegradedPairs(folder, model, 2, 12)
+    expected = pairs[0]
+    read = pairs.crops.source.read
+
+    def late(index: int) -> Any:
+        pairs.set_epoch(1)  # while the pair is being made
+        return read(index)
+
+    pairs.crops.source.read = late  # type: ignore[method-assign]
+    assert same(pairs[0], expected)
 
 
 # -- pickles and copies ----------------------------------------------------------------------------
@@ -254,11 +331,11 @@ def test_gpu_degrader_in_a_forked_process(folder: Path, model: DeFlowDegrader) -
     gt = torch.rand(1, 3, 8, 8)
     degradation.degrader = OnAGpu.__new__(OnAGpu)
     degradation._process = os.getpid() + 1  # as after a fork
-    with pytest.raises(RuntimeError, match=r"forked worker.*DegradingLoader.*spawn"):
+    with pytest.raises(RuntimeError, match=r"is a fork.*spawn.*num_workers=0.*DegradingLoader"):
         degradation(gt, 0, 0, [0])
     spawned = Degradation.__new__(Degradation)
     spawned.__setstate__(degradation.__dict__)  # what unpickling in a spawned worker does
-    spawned._check_process()
+    assert spawned._process == os.getpid()
 
 
 def test_gpu_degrader_in_forked_workers_of_a_loader(folder: Path, model: DeFlowDegrader) -> None:
@@ -283,9 +360,16 @@ def test_patch_larger_than_the_image(folder: Path, model: DeFlowDegrader) -> Non
         ({"scale": 2.0}, "scale must be an integer"),
         ({"patch": -4}, "patch must be an integer"),
         ({"keys": "basicSR"}, "keys must be None, 'basicsr' or 'kair', got 'basicSR'"),
-        ({"temperature": (1.2, 0.5)}, "low <= high"),
-        ({"temperature": (0.1, 0.5, 1.0)}, r"\(low, high\)"),
-        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": (1.2, 0.5)}, "least value no more than its greatest"),
+        ({"temperature": (0.1, 0.5, 1.0)}, r"a number or \(least, greatest\)"),
+        ({"temperature": torch.tensor([0.5, 1.0])}, r"a number or \(least, greatest\), got tensor"),
+        ({"temperature": np.array([0.5, 1.0])}, r"a number or \(least, greatest\), got array"),
+        ({"temperature": True}, r"a number or \(least, greatest\), got True"),
+        ({"temperature": "hot"}, r"a number or \(least, greatest\)"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"seed": 1.5}, "seed must be an integer of at least 0, got 1.5"),
+        ({"seed": [1, 2]}, r"seed must be an integer of at least 0, got \[1, 2\]"),
+        ({"temperature": -1.0}, "temperature must be at least 0"),
         ({"domain": "fog"}, "fog"),
         ({"before": 3}, "before takes callables"),
         ({"degrader": "weights"}, "degrader must be a DeFlowDegrader or one of"),
@@ -332,6 +416,9 @@ def test_feed_makes_the_same_pairs_in_batches(folder: Path, model: DeFlowDegrade
     from_bytes, gt_of_bytes = model.feed((gt * 255).byte(), 2, (0.3, 0.9), seed=8, step=2)
     assert torch.equal(gt_of_bytes, gt)
     assert torch.equal(from_bytes, lq)
+    for numbers in (torch.arange(5), np.arange(5), list(torch.arange(5))):
+        named, _ = model.feed(gt, 2, (0.3, 0.9), seed=8, step=2, indices=numbers)
+        assert torch.equal(named, lq)
 
 
 def test_feed_draws_anew_by_step_and_without_a_seed(model: DeFlowDegrader) -> None:
@@ -347,6 +434,7 @@ def test_feed_draws_anew_by_step_and_without_a_seed(model: DeFlowDegrader) -> No
 def test_feed_takes_a_temperature_of_each_image(model: DeFlowDegrader) -> None:
     gt = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
     lq, _ = model.feed(gt, 2, torch.tensor([0.0, 1.0]), seed=1)
+    assert torch.equal(model.feed(gt, 2, np.array([0.0, 1.0]), seed=1)[0], lq)
     small = rounded(bicubic_downscale(gt, 2))
     assert (lq[0] - small[0]).abs().max() < 1.01 / 255
     assert (lq[1] - small[1]).abs().max() > 2 / 255
@@ -361,7 +449,14 @@ def test_feed_takes_a_temperature_of_each_image(model: DeFlowDegrader) -> None:
         (torch.rand(2, 3, 8, 9), {}, "scale 4 does not divide the 8 x 9 pixels"),
         (torch.rand(2, 3, 8, 8) * 2 - 1, {}, "undo the normalisation"),
         (torch.rand(2, 3, 8, 8), {"temperature": torch.ones(3)}, "2 numbers"),
-        (torch.rand(2, 3, 8, 8), {"temperature": [1.0, 1.0, 1.0]}, "pass a tensor"),
+        (torch.rand(2, 3, 8, 8), {"temperature": [1.0, 1.0, 1.0]}, "a number or"),
+        (torch.rand(2, 3, 8, 8), {"temperature": True}, "a number or"),
+        (torch.rand(2, 3, 8, 8), {"temperature": None}, "a number or"),
+        (torch.rand(2, 3, 8, 8), {"seed": [1, 2]}, r"seed must be an integer.*got \[1, 2\]"),
+        (torch.rand(2, 3, 8, 8), {"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        (torch.rand(2, 3, 8, 8), {"seed": True}, "seed must be an integer"),
+        (torch.rand(2, 3, 8, 8), {"step": -1}, "step must be an integer"),
+        (torch.rand(2, 3, 8, 8), {"indices": [0, -1]}, "an index must be an integer"),
         (torch.rand(2, 3, 8, 8), {"indices": [1]}, "expected 2 indices"),
         (torch.rand(2, 3, 8, 8), {"scale": "4"}, "scale must be an integer"),
     ],

@@ -8,6 +8,8 @@ import pickle
 import re
 import sys
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,13 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from deflow_aug import CleanCrops, DeFlowDegrader, DegradedPairs, StreamedPairs
 from deflow_aug.data.pictures import DataError
 from deflow_aug.image_files import UnreadableImageError
+from deflow_aug.pairs import lmdb_images
 
 # Four workers on fewer cores are slow, not wrong.
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+# Nor do tests that read images again forget their epochs.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create", "ignore:all . images were served once"
+)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +112,50 @@ def test_patch_larger_than_an_image_of_a_list(folder: Path) -> None:
 def test_a_file_that_breaks_off_is_named(folder: Path, tmp_path: Path) -> None:
     whole = (folder / "photo0.png").read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UnreadableImageError, match=r"half\.png"):
-        CleanCrops(tmp_path, 12, scale=2)[0]
+    data = CleanCrops(tmp_path, 12, scale=2)
+    with (
+        pytest.warns(UserWarning, match=r"half\.png is skipped"),
+        pytest.raises(DataError, match=r"none of the 1 clean images can be read.*half\.png"),
+    ):
+        data[0]
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_damaged_files_are_skipped(folder: Path, tmp_path: Path, seed: int | None) -> None:
+    paths = write(tmp_path)
+    for broken in paths[:2]:
+        whole = broken.read_bytes()
+        broken.write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "flat.tif").write_bytes(b"")
+    files = [*paths, tmp_path / "gone.png"]
+    data = CleanCrops(files, 12, scale=2, seed=seed)
+    with pytest.warns(UserWarning, match=r"photo0\.png is skipped .*: 1 of 6 so far") as told:
+        items = [data[index] for index in range(6)]
+    assert sum("skipped" in str(one.message) for one in told) == 1
+    assert data.skipped == 3
+    assert [item["index"] for item in items] == list(range(6))
+    assert {Path(item["gt_path"]).name for item in items} == {f"photo{n}.png" for n in (2, 3, 4)}
+    if seed is None:
+        return
+    # Which one stands in depends on (seed, epoch, index) alone, whoever makes it.
+    backwards = CleanCrops(files, 12, scale=2)
+    with pytest.warns(UserWarning, match="is skipped"):
+        turned = [backwards[index] for index in range(5, -1, -1)]
+    assert same(turned[::-1], items)
+    shared = CleanCrops(files, 12, scale=2)
+    made = [*DataLoader(shared, None, num_workers=2, multiprocessing_context="fork")]
+    assert same(made, items)
+    assert shared.skipped >= 3
+    assert len({data.item(0, epoch)["gt_path"] for epoch in range(20)}) == 3
+
+
+def test_errors_of_anyones_dataset_come_through() -> None:
+    class Failing(Items):
+        def __getitem__(self, index: int) -> Any:
+            raise ValueError("my own mistake")
+
+    with pytest.raises(ValueError, match="my own mistake"):
+        CleanCrops(Failing([1, 2]), 12, scale=2)[0]
 
 
 def test_kinds_of_files(tmp_path: Path) -> None:
@@ -173,6 +221,8 @@ def test_plain_lists_and_tensor_datasets(expected: list[Tensor]) -> None:
         (Items([{"label": 3}]), "holds no image: {'label': 'int'}"),
         (Items([(1, "a")]), "holds no image: {0: 'int', 1: 'str'}"),
         (Items([torch.rand(2, 3, 16, 16)]), "got Tensor"),
+        (Items([torch.rand(16, 17, 3)]), r"got \(16, 17, 3\).*permute\(2, 0, 1\)"),
+        (Items([np.zeros((3, 16, 17), np.uint8)]), r"got \(3, 16, 17\).*transpose\(1, 2, 0\)"),
         (Items([torch.randn(3, 16, 16) * 9]), "undo the normalisation"),
         (iter([]), "StreamedPairs"),
         (Path("shards-000.tar"), "StreamedPairs"),
@@ -235,12 +285,45 @@ def test_lmdb_that_is_damaged(database: Path, tmp_path: Path) -> None:
     index.write_text("photo.png 20 24\n")
     with pytest.raises(DataError, match=re.escape("expected 'name.png (480,480,3) 1', got")):
         CleanCrops(other, 12, scale=2)
-    index.write_text("broken.png (20,24,3) 1\nmissing.png (20,24,3) 1\n")
-    data = CleanCrops(other, 12, scale=2)
-    with pytest.raises(UnreadableImageError, match="cannot decode image broken"):
-        data[0]
+    index.write_text("broken.png (20,24,3) 1\n")
+    with (
+        pytest.warns(UserWarning, match="the clean image broken is skipped"),
+        pytest.raises(DataError, match=r"none of the 1.*cannot decode image broken"),
+    ):
+        CleanCrops(other, 12, scale=2)[0]
+    index.write_text("missing.png (20,24,3) 1\n")
     with pytest.raises(DataError, match="has no key 'missing'"):
-        data[1]
+        CleanCrops(other, 12, scale=2)[0]
+    empty = tmp_path / "empty.lmdb"
+    empty.mkdir()
+    (empty / "meta_info.txt").write_text("missing.png (20,24,3) 1\n")
+    with pytest.raises(DataError, match=r"cannot read the LMDB .*empty\.lmdb"):
+        CleanCrops(empty, 12, scale=2)[0]
+
+
+def test_lmdb_in_threads_and_by_several_paths(
+    database: Path, expected: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmdb, "open", slow := Slow(lmdb.open))
+    lmdb_images._ENVIRONMENTS.clear()
+    monkeypatch.chdir(database.parent)
+    opened = [CleanCrops(path, 12, scale=2) for path in (database, Path(database.name))]
+    with ThreadPoolExecutor(4) as threads:
+        made = [[*threads.map(one.__getitem__, range(len(one)))] for one in opened]
+    assert [same([item["gt"] for item in one], expected) for one in made] == [True, True]
+    assert slow.calls == 1
+
+
+class Slow:
+    """A function that takes its time, so that threads meet in it; how often it was called."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        self.calls += 1
+        time.sleep(0.05)
+        return self.function(*args, **settings)
 
 
 def test_without_lmdb(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +399,23 @@ def test_any_stream_of_samples_with_keys(
     assert same(by_key(pairs), streamed)
     samples = [{"__key__": f"p{n}", "image": picture} for n, picture in enumerate(pictures())]
     assert same([*StreamedPairs(samples, model, 2, 12, "basicsr", seed=4)], streamed)
-    assert same([*StreamedPairs(urls, model, 2, 12, "basicsr", seed=4)], streamed)
+    for several in (urls, tuple(urls), [Path(url) for url in urls]):
+        assert same([*StreamedPairs(several, model, 2, 12, "basicsr", seed=4)], streamed)
+    # Workers share out what does not do so itself.
+    pairs = StreamedPairs(samples, model, 2, 12, "basicsr", seed=4)
+    loader = DataLoader(pairs, None, num_workers=2, multiprocessing_context="fork")
+    assert same(by_key(loader), streamed)
+
+
+def test_samples_that_cannot_be_used_are_skipped(model: DeFlowDegrader) -> None:
+    good = [{"__key__": f"p{n}", "png": encoded(picture)} for n, picture in enumerate(pictures())]
+    bad = [{"__key__": "bad", "png": b"{}"}, {"__key__": "tiny", "png": encoded(pixels(0, 8, 8))}]
+    pairs = StreamedPairs([bad[0], *good, bad[1]], model, 2, 12, "basicsr")
+    with pytest.warns(UserWarning, match="the sample bad is skipped") as told:
+        made = [*pairs]
+    assert len(told) == 1
+    assert pairs.skipped == 2
+    assert same(made, [*StreamedPairs(good, model, 2, 12, "basicsr")])
 
 
 @pytest.mark.parametrize(
@@ -328,6 +427,7 @@ def test_any_stream_of_samples_with_keys(
         ([{"__key__": "a", "png": encoded(pixels(0, 8, 30))}], "larger than the image: a has 8"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the sample a is skipped")
 def test_samples_that_do_not_fit(model: DeFlowDegrader, samples: Any, message: str) -> None:
     with pytest.raises((DataError, UnreadableImageError), match=message):
         next(iter(StreamedPairs(samples, model, 2, 12)))

@@ -26,7 +26,15 @@ from torch.utils.data import DataLoader, Dataset
 
 import deflow_aug
 from deflow_aug import DeFlowDegrader
-from deflow_aug.transforms import RandomDeFlow
+from deflow_aug.transforms import (
+    GaussianNoise,
+    RandomBlur,
+    RandomDeFlow,
+    RandomJPEG,
+    RandomOrder,
+    RandomRescale,
+    Resize,
+)
 from deflow_aug.transforms.base import ImageTransform
 from deflow_aug.transforms.random_deflow import refuse_forked_gpu
 
@@ -204,6 +212,57 @@ def test_explicit_images_are_all_transformed_and_plain_ones_then_not() -> None:
     assert same(result[1][0], result[2]["b"]), "all images of a sample share its draw"
 
 
+RGB = eight_bit(8, 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("sample", "image"),
+    [
+        ({"mask": eight_bit(8, 9), "image": RGB}, "image"),
+        ({"mask": eight_bit(8, 9), "scan": RGB}, "scan"),
+        ({"mask": eight_bit(8, 9), "image": eight_bit(8, 9)}, "image"),
+        ({"K": np.eye(3, dtype=np.float32), "image": RGB}, "image"),
+        ({"boxes": pixels(5, 4), "image": RGB}, "image"),
+        ({"points": pixels(2, 7, 3), "left_image": RGB}, "left_image"),
+        ({"points": tensor(1, 7, 3), "img": tensor(3, 8, 9)}, "img"),
+        ({"depth": tensor(1, 8, 9), "image": tensor(3, 8, 9)}, "image"),
+        ({"depth": tensor(1, 8, 9), "gt": tensor(1, 8, 9)}, "gt"),
+        ({"normals": tensor(3, 8, 9), "hq": tensor(3, 8, 9)}, "hq"),
+        ({"image_mask": eight_bit(8, 9), "0.png": RGB}, "0.png"),
+        ({"image": {"mask": tensor(1, 8, 9), "rgb": tensor(3, 8, 9)}, "id": 3}, "rgb"),
+        ({"depth": tensor(1, 8, 9), "label": 3}, None),
+        ({"mask": eight_bit(8, 9)}, None),
+        ({"K": np.eye(3, dtype=np.float32), "boxes": tensor(1, 5, 4)}, None),
+        ({"features": tensor(64, 7, 7)}, None),
+    ],
+)
+def test_masks_depths_and_matrices_are_no_images(sample: dict[str, Any], image: str | None) -> None:
+    transform = make()
+    draws = transform.make_params(sample, key=0)["images"]
+    result = transform(sample)
+
+    def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+        names = []
+        for name, value in before.items():
+            if isinstance(value, dict):
+                names += changed(value, after[name])
+            elif after[name] is not value:
+                assert not same(after[name], value)
+                names.append(name)
+        return names
+
+    assert changed(sample, result) == ([] if image is None else [image])
+    assert len(draws) == 1
+
+
+def test_grey_images_without_a_name_are_images_if_nothing_else_could_be() -> None:
+    for grey in (eight_bit(8, 9), tensor(1, 8, 9)):
+        assert not same(make()(grey), grey)
+        assert not same(make()((grey, 3))[0], grey)
+        pair = (grey, grey.copy() if isinstance(grey, np.ndarray) else grey.clone())
+        assert all(one is other for one, other in zip(make()(pair), pair, strict=True))
+
+
 @pytest.mark.parametrize(
     "sample",
     [
@@ -284,6 +343,14 @@ def test_keys_name_draws_whatever_was_drawn_before() -> None:
     shared = transform.make_params(images, key=7)["images"]
     assert shared[0] == transform.make_params(images[0], key=7)["images"][0]
     assert shared[1] != shared[0]
+
+
+def test_keys_may_be_arrays_and_tensors() -> None:
+    transform, image, batch = make(), tensor(3, 8, 8), tensor(2, 3, 8, 8)
+    for three in (torch.tensor(3), np.int64(3), np.array(3)):
+        assert same(transform(image, key=three), transform(image, key=3))
+    for keys in (torch.tensor([3, 5]), np.array([3, 5])):
+        assert same(transform(batch, key=keys), transform(batch, key=[3, 5]))
 
 
 def test_epochs_differ_and_can_be_gone_back_to() -> None:
@@ -466,6 +533,28 @@ def test_the_guard_stands_before_the_degrader(monkeypatch: pytest.MonkeyPatch) -
     refuse_forked_gpu(torch.device("cuda", 0), copied._home)
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        make(),
+        RandomBlur(1.0),
+        RandomJPEG(50),
+        RandomRescale(0.5),
+        GaussianNoise(0.1),
+        Resize(2),
+        RandomOrder([degrader(), RandomBlur()]),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_torchs_default_device_plays_no_part(transform: ImageTransform) -> None:
+    image, rgba = tensor(3, 8, 10), pixels(8, 10, 4)
+    params = transform.make_params(image)
+    expected = [transform.transform(one, params) for one in (image, rgba)]
+    with torch.device("meta"):  # holds no data
+        results = [transform.transform(one, params) for one in (image, rgba)]
+    assert all(same(one, other) for one, other in zip(results, expected, strict=True))
+
+
 # -- torchvision, and without it -------------------------------------------------------------------
 
 
@@ -521,6 +610,9 @@ def test_where_torchvision_cannot_be_imported_it_is_a_module(tmp_path: Path) -> 
         ({"temperature": (1.2, 0.5)}, "least value no more than its greatest"),
         ({"temperature": (0, float("inf"))}, r"temperature must be a number or \(least"),
         ({"temperature": (1, 2, 3)}, r"temperature must be a number or \(least"),
+        ({"temperature": torch.tensor([0.5, 1.0])}, r"temperature must be a number or \(least"),
+        ({"temperature": np.array([0.5, 1.0])}, r"temperature must be a number or \(least"),
+        ({"temperature": True}, r"temperature must be a number or \(least"),
         ({"temperature": "hot"}, r"temperature must be a number or \(least"),
     ],
 )

@@ -46,6 +46,15 @@ def test_shapes(degrader: DeFlowDegrader, shape: tuple[int, ...], keepdim: bool,
     assert result.shape == (shape if keepdim else (*(1,) * (4 - len(shape)), *shape))
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+def test_draws_are_made_on_the_cpu(degrader: DeFlowDegrader, seed: int | None) -> None:
+    draws = make(degrader, seed=seed)._param_generator
+    with torch.device("meta"):  # holds no data
+        params = draws.forward((2, 3, 8, 8))
+    assert {values.device.type for values in params.values()} == {"cpu"}
+    assert params["seed"].unique().numel() == 2
+
+
 def test_it_can_be_taken_apart(degrader: DeFlowDegrader) -> None:
     augment = make(degrader)
     assert isinstance(augment, K.AugmentationBase2D)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from deflow_aug.data.pictures import DataError
 from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.pairs.degradation import Degradation, Steps, Transform, check_keys, named
 from deflow_aug.pairs.epoch import SharedEpoch
-from deflow_aug.pairs.sources import Picture, cut, open_source, size_of
+from deflow_aug.pairs.pictures import Picture, TooSmallError, cut, size_of
+from deflow_aug.pairs.sources import faults, open_source
 from deflow_aug.randomness import Stream
+from deflow_aug.sampling import run_seed
 
 
 class CleanCrops(Dataset[dict[str, Any]]):
@@ -32,16 +35,22 @@ class CleanCrops(Dataset[dict[str, Any]]):
         patch: side of the square crops. None: whole images, cut at the right and bottom to
             multiples of ``scale``.
         scale: divides the patch.
-        seed: crop and flips depend on (seed, epoch, index) alone. None draws anew each time.
+        seed: crop and flips depend on (seed, epoch, index) alone. None draws anew each time: for
+            frameworks that never call :meth:`set_epoch`. Several of these in a ConcatDataset need
+            a seed each, or those of the same index and size are cropped alike.
         flips: whether to mirror and transpose crops at random. The degradation comes later, and
             keeps its orientation.
 
     Call :meth:`set_epoch` before every epoch: within an epoch, an index stands for one crop.
 
+    In place of a file that turns out damaged when it is read, another one is, which (seed, epoch,
+    index) and the files that can be read decide; the first is told in a warning, and
+    :attr:`skipped` counts all. (The errors of a data set of your own come through.)
+
     Raises:
-        DataError: if there are no images, or none is as large as the patch. Smaller ones in
-            folders and LMDBs are left out with a warning; in lists and datasets, which keep their
-            numbers, they raise this error when they are read.
+        DataError: if there are no images, or none is as large as the patch, or none can be read.
+            Smaller ones in folders and LMDBs are left out with a warning; in lists and datasets,
+            which keep their numbers, they raise this error when they are read.
     """
 
     def __init__(
@@ -56,6 +65,7 @@ class CleanCrops(Dataset[dict[str, Any]]):
         self.cutter = Cutter(patch, scale, seed, flips)
         self.source = open_source(clean, patch or scale)
         self._epoch = SharedEpoch()
+        self._broken: dict[int, str] = {}  # those that this process has met, and why
 
     @property
     def epoch(self) -> int:
@@ -66,17 +76,59 @@ class CleanCrops(Dataset[dict[str, Any]]):
         """Draw other crops; reaches workers that already run. Call it between epochs."""
         self._epoch.set(epoch)
 
+    @property
+    def skipped(self) -> int:
+        """How many damaged files were met so far; each worker counts its own."""
+        return self._epoch.skipped
+
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.item(index, self.epoch)
+
+    def item(self, index: int, epoch: int) -> dict[str, Any]:
+        """The item of this index in this epoch."""
         number = operator.index(index)
         if not -len(self) <= number < len(self):
             raise IndexError(f"index {number} of {len(self)} images")
         number %= len(self)
-        name = self.source.name(number)
-        gt = self.cutter(self.source.read(number), self.epoch, number, name)
-        return {"gt": gt, "gt_path": name, "index": number}
+        if self.cutter.seed is not None:
+            self._epoch.serve(len(self))
+        for other in self._candidates(epoch, number):
+            if other in self._broken:
+                continue
+            name = self.source.name(other)
+            try:
+                gt = self.cutter(self.source.read(other), epoch, number, name)
+            except DataError:
+                raise
+            except faults(self.source) as error:
+                self._report(other, name, error)
+                continue
+            return {"gt": gt, "gt_path": name, "index": number}
+        raise DataError(
+            f"none of the {len(self)} clean images can be read: {next(iter(self._broken.values()))}"
+        )
+
+    def _candidates(self, epoch: int, number: int) -> Iterator[int]:
+        """The image of this number, and then all others in the order that they stand in for it."""
+        yield number
+        run = self.cutter.run
+        for attempt in range(1, 11):  # enough unless most are broken
+            rng = randomness.generator(run, Stream.CROP, epoch, number, 2, attempt)
+            yield int(rng.integers(len(self)))
+        rng = randomness.generator(run, Stream.CROP, epoch, number, 2)
+        yield from rng.permutation(len(self)).tolist()
+
+    def _report(self, number: int, name: str, error: Exception) -> None:
+        self._broken[number] = str(error)
+        if self._epoch.skip():
+            warnings.warn(
+                f"the clean image {name} is skipped ({error}): 1 of {len(self)} so far; another "
+                f"stands in for it. Further ones are counted without a word, in `skipped`",
+                stacklevel=4,
+            )
 
 
 class Cutter:
@@ -93,20 +145,24 @@ class Cutter:
                 f"scale {scale} does not divide the patch of {patch} pixels; the nearest that fit "
                 f"are {patch // scale * scale} and {(patch // scale + 1) * scale}"
             )
-        self.patch, self.scale, self.seed, self.flips = patch, scale, seed, flips
+        self.patch, self.scale, self.seed, self.flips = patch, scale, run_seed(seed), flips
+
+    @property
+    def run(self) -> int:
+        """The seed, a new one each time if there is none."""
+        return randomness.fresh_seed() if self.seed is None else self.seed
 
     def __call__(self, picture: Picture, epoch: int, index: int, name: str) -> Tensor:
         """uint8 [3, height, width].
 
         Raises:
-            DataError: if the image is smaller than the patch.
+            TooSmallError: if the image is smaller than the patch.
         """
-        run = randomness.fresh_seed() if self.seed is None else self.seed
-        rng = randomness.generator(run, Stream.CROP, epoch, index)
+        rng = randomness.generator(self.run, Stream.CROP, epoch, index)
         height, width = size_of(picture)
         least = self.patch or self.scale
         if min(height, width) < least:
-            raise DataError(
+            raise TooSmallError(
                 f"the patch is larger than the image: {name} has {height} x {width} pixels, the "
                 f"patch needs {least} x {least}; use a smaller patch, or leave the image out"
             )
@@ -135,19 +191,23 @@ class DegradedPairs(Dataset[Any]):
             weights, chains with classical steps).
         scale: of the downscaling (MATLAB's ``imresize``); divides the patch. 1: for denoising.
         keys: None gives tuples (lq, gt), "basicsr" dicts lq, gt, lq_path, gt_path, "kair" dicts
-            L, H, L_path, H_path. lq has no file of its own: both paths are that of gt.
+            L, H, L_path, H_path. lq has no file of its own: both paths are that of gt. **Neither
+            framework calls a data set's set_epoch**: give it ``seed=None`` there, or every pass
+            over the data has the same crops and the same noise.
         temperature: of a DeFlowDegrader: a number, or a range (low, high) that each image draws
             its own from; (0.5, 1.2) unless given.
         seed: a pair depends on (seed, epoch, index) alone: not on batches, workers, processes or
             global random states, which are neither read nor changed. None draws anew each time.
+            Several of these in a ConcatDataset need a seed each.
         domain: of a DeFlowDegrader, as in ``DeFlowDegrader.degrade``.
         before: steps on the clean image before it is downscaled (blur; gt stays as it is).
         after: steps on the degraded image (JPEG). Steps are ``deflow_aug.transforms`` or plain
-            callables of an image, float [3, h, w] in [0, 1]; what plain callables draw at random
-            is their own affair.
+            callables of an image, float [3, h, w] in [0, 1], of their own, which they may change;
+            what plain callables draw at random is their own affair.
 
     lq and gt are float32 [3, h, w] in [0, 1], on the CPU, in the values of 8-bit images.
-    **Call** :meth:`set_epoch` **before every epoch**, or all epochs see the same pairs.
+    **Call** :meth:`set_epoch` **before every epoch**, or all epochs see the same pairs. Damaged
+    files are skipped as :class:`CleanCrops` says; ``pairs.crops.skipped`` counts them.
 
     Raises:
         DataError: see :class:`CleanCrops`.
@@ -173,7 +233,7 @@ class DegradedPairs(Dataset[Any]):
         self.keys = check_keys(keys)
         self.degradation = Degradation(degrader, scale, temperature, domain, before, after)
         self.crops = CleanCrops(clean, patch, scale=scale, seed=seed, flips=flips)
-        self.seed = seed
+        self.seed = self.crops.cutter.seed
 
     @property
     def epoch(self) -> int:
@@ -191,6 +251,7 @@ class DegradedPairs(Dataset[Any]):
         return len(self.crops)
 
     def __getitem__(self, index: int) -> Any:
-        item = self.crops[index]
-        lq, gt = self.degradation(item["gt"][None], self.seed, self.epoch, [item["index"]])
+        epoch = self.epoch  # read once: it may be set at any time
+        item = self.crops.item(index, epoch)
+        lq, gt = self.degradation(item["gt"][None], self.seed, epoch, [item["index"]])
         return named(self.keys, lq[0].cpu(), gt[0].cpu(), item["gt_path"])

@@ -14,8 +14,7 @@ from deflow_aug.degrader import EIGHT_BIT_STEPS, DeFlowDegrader, image_seed, tem
 from deflow_aug.images import unpack
 from deflow_aug.randomness import Stream
 from deflow_aug.resize import bicubic_downscale
-
-TEMPERATURE = (0.5, 1.2)
+from deflow_aug.transforms.random_deflow import DEFAULT_TEMPERATURE, refuse_forked_gpu
 
 # The names of lq, gt and their paths, by the convention of a framework.
 KEYS = {
@@ -90,9 +89,7 @@ class Degradation:
                 )
         self.degrader, self.scale, self.domain = degrader, scale, domain
         if temperature is None:
-            temperature = TEMPERATURE
-        if not isinstance(temperature, Sequence):
-            temperature = (temperature, temperature)
+            temperature = DEFAULT_TEMPERATURE
         self.temperature = temperature_range(temperature)
         if isinstance(degrader, DeFlowDegrader):
             degrader.check_domain(domain)
@@ -115,7 +112,7 @@ class Degradation:
             gt: clean images [B, 3, H, W], uint8 or float in [0, 1].
             seed, epoch, indices: name the draws of each image; None draws anew.
         """
-        self._check_process()
+        refuse_forked_gpu(self.device, self._process)
         run = randomness.fresh_seed() if seed is None else seed
         seeds = [image_seed(run, epoch, index) for index in indices]
         gt = unpack(gt.to(self.device, non_blocking=True)).pixels
@@ -148,16 +145,6 @@ class Degradation:
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A spawned worker unpickles its copy, a forked one does not.
         self.__dict__.update(state, _process=os.getpid())
-
-    def _check_process(self) -> None:
-        if self.device.type == "cuda" and self._process != os.getpid():
-            raise RuntimeError(
-                f"the degrader is on {self.device}, which a forked worker process cannot use: let "
-                f"the workers only read and crop, and degrade whole batches on the GPU "
-                f"(DegradingLoader(DataLoader(CleanCrops(...)), degrader)); or keep the degrader "
-                f'on the CPU (degrader.to("cpu")); or pass '
-                f'multiprocessing_context="spawn" or num_workers=0 to the DataLoader'
-            )
 
 
 def degraders_of(transform: Any) -> Iterator[DeFlowDegrader]:
@@ -204,4 +191,5 @@ def _apply(step: Step, images: Tensor, seeds: Sequence[int]) -> Tensor:
         draws = {"images": [step.draw(one) for one in seeds]}
         changed: Tensor = step.transform(images, draws)
         return changed.to(images.device)
-    return torch.stack([step(image) for image in images]).to(images)
+    # Copies, since a callable may work in place, and the images may be gt.
+    return torch.stack([step(image.clone()) for image in images]).to(images)

@@ -1,7 +1,8 @@
-"""The number of the epoch, in memory that worker processes share."""
+"""The number of the epoch and other counts, in memory that worker processes share."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,55 @@ import torch
 class SharedEpoch:
     """A number that is seen by workers which already run, forked or spawned.
 
-    Copies and plain pickles have a number of their own; what a spawned worker is given is shared.
+    With it they count what they serve. (Two that count at once may miss one, or both warn: no
+    lock is worth that.) Copies and plain pickles have numbers of their own; what a spawned worker
+    is given is shared.
     """
 
+    # The epoch, whether it was ever set, and if not: the items served, and whether that was told;
+    # the files that were skipped, and whether that was told.
+    _EPOCH, _WAS_SET, _SERVED, _REPETITION_TOLD, _SKIPPED, _SKIPPING_TOLD = range(6)
+
     def __init__(self) -> None:
-        self._value = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
+        self._value = torch.zeros(6, dtype=torch.int64, device="cpu").share_memory_()
 
     def get(self) -> int:
-        return int(self._value)
+        return int(self._value[self._EPOCH])
 
     def set(self, epoch: int) -> None:
-        self._value.fill_(checked_epoch(epoch))
+        number = checked_epoch(epoch)
+        self._value[self._WAS_SET] = 1
+        self._value[self._EPOCH] = number
+
+    @property
+    def skipped(self) -> int:
+        """Files that were skipped, over all workers; each counts those that it met itself."""
+        return int(self._value[self._SKIPPED])
+
+    def skip(self) -> bool:
+        """Count a file; whether it is the first, to be told."""
+        self._value[self._SKIPPED] += 1
+        return self._first(self._SKIPPING_TOLD)
+
+    def _first(self, what: int) -> bool:
+        told = bool(self._value[what])
+        self._value[what] = 1
+        return not told
+
+    def serve(self, images: int) -> None:
+        """Count an item of a data set of so many images; warn, once, if they begin to repeat."""
+        if self._value[self._WAS_SET]:
+            return
+        self._value[self._SERVED] += 1
+        if self._value[self._SERVED] > images and self._first(self._REPETITION_TOLD):
+            warnings.warn(
+                f"all {images} images were served once, and set_epoch was never called: with a "
+                f"seed, every further pass has the same crops and degradations, bit for bit. "
+                f"Call set_epoch(epoch) of this data set before every epoch; or, in a framework "
+                f"that never does (BasicSR, KAIR), give it seed=None, which draws anew each time. "
+                f"If the same pairs are wanted (validation), call set_epoch(0) once.",
+                stacklevel=4,
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -13,6 +13,7 @@ from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.pairs.dataset import CleanCrops
 from deflow_aug.pairs.degradation import Degradation, Steps, Transform, check_keys, named
 from deflow_aug.pairs.epoch import checked_epoch
+from deflow_aug.sampling import run_seed, whole
 
 
 class DegradingLoader:
@@ -27,7 +28,8 @@ class DegradingLoader:
         loader: any iterable of batches of clean images of one size, best a DataLoader of
             :class:`deflow_aug.pairs.dataset.CleanCrops`. A batch is a tensor [B, 3, H, W], uint8 or
             float in [0, 1], or a tuple, list or dict that holds one (the entry "gt", or else the
-            first that has this shape).
+            first that has this shape). It must not write into a batch that it has given: with
+            ``ahead`` that is still read while the next one is made.
         degrader: a DeFlowDegrader, or one of ``deflow_aug.transforms``.
         scale: of the downscaling; divides H and W.
         keys: None: (lq, gt) for a tensor; (lq, gt, the other entries) for a tuple or list; the
@@ -37,10 +39,12 @@ class DegradingLoader:
         seed: what becomes of an image depends on (seed, epoch, number) alone, and not on the size
             of the batches. Its number is the batch's "index" entry, if it is a dict with one
             (CleanCrops'), and else its position in the epoch, counted over all processes in the
-            order of a DistributedSampler. None draws anew.
+            order of a DistributedSampler; so it is for a ConcatDataset, where indices repeat.
+            None draws anew.
         ahead: whether to work one batch ahead, in a thread. None: on a GPU.
 
-    The epoch is that of :meth:`set_epoch`, and one more with each further pass.
+    The epoch is that of :meth:`set_epoch`, and one more with each further pass. The loader's data
+    sets are told of it, also those in a Subset or ConcatDataset.
     """
 
     def __init__(
@@ -57,12 +61,14 @@ class DegradingLoader:
         after: Steps = None,
         ahead: bool | None = None,
     ) -> None:
-        self.loader, self.keys, self.seed = loader, check_keys(keys), seed
+        self.loader, self.keys, self.seed = loader, check_keys(keys), run_seed(seed)
         self.degradation = Degradation(degrader, scale, temperature, domain, before, after)
         self.ahead = ahead
         self.epoch = 0  # of the next pass
-        if isinstance(self.dataset, CleanCrops):
-            self.epoch = self.dataset.epoch
+        self._stream: torch.cuda.Stream | None = None
+        crops = [one for one in _datasets(self.dataset) if isinstance(one, CleanCrops)]
+        if crops:
+            self.epoch = crops[0].epoch
 
     @property
     def dataset(self) -> Any:
@@ -83,24 +89,39 @@ class DegradingLoader:
         return len(self.loader)  # type: ignore[arg-type]  # as the loader: TypeError if it has none
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next pass; told to the loader, its samplers and its dataset as well."""
+        """The epoch of the next pass; told to the loader, its samplers and its datasets as well."""
         self.epoch = checked_epoch(epoch)
         batches = getattr(self.loader, "batch_sampler", None)
         samplers = (self.sampler, batches, getattr(batches, "sampler", None))
         # One that stands in two places is told once.
-        for one in {id(one): one for one in (self.loader, self.dataset, *samplers)}.values():
+        told = (self.loader, *_datasets(self.dataset), *samplers)
+        for one in {id(one): one for one in told}.values():
             tell = getattr(one, "set_epoch", None)
             if tell is not None:
                 tell(self.epoch)
 
     def __iter__(self) -> Iterator[Any]:
         epoch, self.epoch = self.epoch, self.epoch + 1
-        if isinstance(self.dataset, CleanCrops):
-            self.dataset.set_epoch(epoch)
+        for one in _datasets(self.dataset):
+            if isinstance(one, CleanCrops):
+                one.set_epoch(epoch)
         device = self.degradation.device
         make = _Maker(self, epoch)
         ahead = device.type == "cuda" if self.ahead is None else self.ahead
-        return _one_ahead(self.loader, make, device) if ahead else map(make, self.loader)
+        if not ahead:
+            return map(make, self.loader)
+        return _one_ahead(self.loader, make, self._stream_on(device))
+
+    def _stream_on(self, device: torch.device) -> torch.cuda.Stream | None:
+        """The CUDA stream that this loader works on; one for all passes, whose memory it keeps."""
+        if device.type != "cuda":
+            return None
+        if self._stream is None or self._stream.device != device:
+            self._stream = torch.cuda.Stream(device)
+        return self._stream
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stream": None}  # it belongs to this process
 
 
 class _Maker:
@@ -110,6 +131,7 @@ class _Maker:
         self.degradation, self.seed, self.keys = owner.degradation, owner.seed, owner.keys
         self.epoch, self.seen = epoch, 0
         self.rank, self.processes = _place(owner.sampler)
+        self.by_index = not any(_parts(one) for one in _datasets(owner.dataset))
 
     def __call__(self, batch: Any) -> Any:
         entry, gt = find_images(batch)
@@ -128,14 +150,33 @@ class _Maker:
         return pair
 
     def _indices(self, batch: Any, images: int) -> list[int]:
-        given = batch.get("index") if isinstance(batch, Mapping) else None
+        given = batch.get("index") if isinstance(batch, Mapping) and self.by_index else None
         if given is None:
             positions = range(self.seen, self.seen + images)
             return [position * self.processes + self.rank for position in positions]
-        indices = [int(one) for one in given]
+        indices = [whole('"index" of an image', one) for one in given]
         if len(indices) != images:
             raise ValueError(f'the batch has {images} images, but {len(indices)} in "index"')
         return indices
+
+
+def _datasets(dataset: Any) -> list[Any]:
+    """A dataset and those that it is made of (Subset, ConcatDataset, ...), each once."""
+    found: dict[int, Any] = {}
+    waiting = [dataset]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or id(one) in found:
+            continue
+        found[id(one)] = one
+        waiting += [getattr(one, "dataset", None), *_parts(one)]
+    return [*found.values()]
+
+
+def _parts(dataset: Any) -> Sequence[Any]:
+    """The datasets, if several, that this one joins: their indices repeat."""
+    parts = getattr(dataset, "datasets", None)
+    return parts if isinstance(parts, (list, tuple)) and len(parts) > 1 else ()
 
 
 def find_images(batch: Any) -> tuple[Any, Tensor]:
@@ -154,10 +195,13 @@ def find_images(batch: Any) -> tuple[Any, Tensor]:
     for key, value in entries:
         if _are_images(value):
             return key, value
+    hint = "let the loader crop all images to one size"
+    if any(_are_swapped(value) for _, value in [(None, batch), *entries]):
+        hint = "its channels look to be last: images.permute(0, 3, 1, 2)"
     told = {key: _told(value) for key, value in entries} or _told(batch)
     raise ValueError(
         f"expected a batch of clean images, a tensor [B, 3, H, W], alone or in a tuple, list or "
-        f"dict, got {told}; let the loader crop all images to one size"
+        f"dict, got {told}; {hint}"
     )
 
 
@@ -171,6 +215,10 @@ def _are_images(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 3
 
 
+def _are_swapped(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[-1] == 3
+
+
 def _place(sampler: Any) -> tuple[int, int]:
     """This process's number, and how many of them share the data."""
     rank, processes = getattr(sampler, "rank", None), getattr(sampler, "num_replicas", None)
@@ -182,23 +230,23 @@ def _place(sampler: Any) -> tuple[int, int]:
 
 
 def _one_ahead(
-    batches: Iterable[Any], make: Callable[[Any], Any], device: torch.device
+    batches: Iterable[Any], make: Callable[[Any], Any], stream: torch.cuda.Stream | None
 ) -> Iterator[Any]:
     """``map(make, batches)``, working on the next batch while the caller has the last.
 
     A thread rather than a stream alone, since degrading draws on the CPU and waits for the GPU in
     places, which would hold up the caller's own kernels. Batches are fetched in the caller's
-    thread: a loader without workers runs the user's code there.
+    thread: a loader without workers runs the user's code there. If fetching fails, the batch
+    before is given first.
     """
-    stream = None
-    if device.type == "cuda":
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))  # the weights may just have arrived
+    if stream is not None:
+        # The weights may just have arrived.
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
 
     def work(batch: Any, arrived: torch.cuda.Event | None) -> tuple[Any, Any]:
         if stream is None:
             return make(batch), None
-        with torch.cuda.device(device), torch.cuda.stream(stream):
+        with torch.cuda.device(stream.device), torch.cuda.stream(stream):
             if arrived is not None:
                 stream.wait_event(arrived)
                 for tensor in _gpu_tensors(batch):
@@ -209,13 +257,13 @@ def _one_ahead(
         arrived = None
         if stream is not None and _gpu_tensors(batch):
             # Made by the caller's stream. (Waiting without need would wait for its training.)
-            arrived = torch.cuda.current_stream(device).record_event()
+            arrived = torch.cuda.current_stream(stream.device).record_event()
         return thread.submit(work, batch, arrived)
 
     def finish(job: Future[tuple[Any, Any]]) -> Any:
         result, done = job.result()
-        if done is not None:
-            current = torch.cuda.current_stream(device)
+        if stream is not None and done is not None:
+            current = torch.cuda.current_stream(stream.device)
             current.wait_event(done)
             for tensor in _gpu_tensors(result):
                 # Or the allocator would give its memory to the next batch as soon as the caller
@@ -223,15 +271,28 @@ def _one_ahead(
                 tensor.record_stream(current)
         return result
 
-    with ThreadPoolExecutor(1, thread_name_prefix="degrading") as thread:
-        job: Future[tuple[Any, Any]] | None = None
-        for batch in batches:
+    thread = ThreadPoolExecutor(1, thread_name_prefix="degrading")
+    job: Future[tuple[Any, Any]] | None = None
+    fetched, failure = iter(batches), None
+    try:
+        while True:
+            try:
+                batch = next(fetched)
+            except StopIteration:
+                break
+            except Exception as error:  # not Ctrl-C, which waits for nothing
+                failure = error
+                break
             following = start(batch)
             if job is not None:
                 yield finish(job)
             job = following
         if job is not None:
             yield finish(job)
+        if failure is not None:
+            raise failure
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def _gpu_tensors(batch: Any) -> list[Tensor]:

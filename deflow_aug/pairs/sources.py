@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-import io
 import os
-import re
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from torch import Tensor
+from typing import Any, Protocol
 
 from deflow_aug.data.pictures import DataError
 from deflow_aug.image_files import (
     IMAGE_SUFFIXES,
+    LEFT_OUT,
     UnreadableImageError,
     find_images,
     image_size,
     read_image,
 )
-from deflow_aug.images import unpack
-
-Picture: TypeAlias = Image.Image | NDArray[Any] | Tensor
-
-# A line of BasicSR's meta_info.txt: "name.png (height,width,channels) compression level".
-_META_LINE = re.compile(r"(?P<name>.+) \((?P<height>\d+),(?P<width>\d+),\d+\) \d+")
+from deflow_aug.pairs.lmdb_images import LmdbImages
+from deflow_aug.pairs.pictures import Picture, first_image, report
 
 
 class Source(Protocol):
@@ -106,45 +92,6 @@ class ImageFiles:
         return str(self.paths[index])
 
 
-class LmdbImages:
-    """Encoded images in an LMDB folder as BasicSR lays it out, with its ``meta_info.txt``."""
-
-    def __init__(self, folder: Path, patch: int = 1) -> None:
-        extra("lmdb", "lmdb")  # say so now if it is missing
-        index = folder / "meta_info.txt"
-        if not index.is_file():
-            raise DataError(
-                f"no LMDB with images at {folder}: expected data.mdb, and meta_info.txt with lines "
-                f"like 'name.png (480,480,3) 1' (as BasicSR's create_lmdb writes them)"
-            )
-        self.folder, self.keys = folder, list[str]()
-        small = []
-        for line in index.read_text("utf-8").splitlines():
-            match = _META_LINE.fullmatch(line.strip())
-            if match is None:
-                raise DataError(f"{index}: expected 'name.png (480,480,3) 1', got {line!r}")
-            key = os.path.splitext(match["name"])[0]
-            if min(int(match["height"]), int(match["width"])) < patch:
-                small.append(key)
-            else:
-                self.keys.append(key)
-        _report([], small, patch, len(self.keys), folder)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def read(self, index: int) -> Picture:
-        key = self.keys[index]
-        with _environment(self.folder).begin(write=False) as transaction:
-            data = transaction.get(key.encode())
-        if data is None:
-            raise DataError(f"{self.folder} has no key {key!r}, though meta_info.txt names it")
-        return decode(bytes(data), self.name(index))
-
-    def name(self, index: int) -> str:
-        return self.keys[index]
-
-
 class DatasetImages:
     """A map-style dataset whose items are images, or tuples or dicts that hold one."""
 
@@ -163,105 +110,10 @@ class DatasetImages:
         return str(index)
 
 
-@cache
-def _environment(folder: Path) -> Any:
-    """The open LMDB; a process may open it only once."""
-    lmdb = extra("lmdb", "lmdb")
-    return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
-
-
-# A fork must not use its parent's LMDB, nor may it open one that its parent had open.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_environment.cache_clear)
-
-
-def extra(module: str, name: str) -> Any:
-    """An optional package.
-
-    Raises:
-        ImportError: if it is missing; it tells which extra brings it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{module} is needed to read this data and cannot be imported ({error}): "
-            f'pip install "deflow-aug[{name}]"'
-        ) from error
-
-
-def decode(data: bytes, name: str) -> Image.Image:
-    """The picture in the bytes of an image file, upright.
-
-    Raises:
-        UnreadableImageError: naming ``name``, if they are damaged or no image.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as img:
-            img.load()
-            return ImageOps.exif_transpose(img)
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders meet damaged data with exceptions of many kinds
-        raise UnreadableImageError(f"cannot decode image {name}: {error}") from error
-
-
-def first_image(item: Any) -> Picture:
-    """The first image of an item: itself, or an entry of a tuple or dict.
-
-    Of a dict, bytes count as an image if their key is an image suffix ("png", "0.jpg").
-
-    Raises:
-        DataError: if there is none.
-    """
-    if _is_picture(item):
-        return item
-    if isinstance(item, Mapping):
-        for key, value in item.items():
-            if _is_picture(value):
-                return value
-            suffix = "." + str(key).rpartition(".")[2].lower()
-            if isinstance(value, bytes) and suffix in IMAGE_SUFFIXES:
-                return decode(value, str(item.get("__key__", key)))
-        kinds = {key: type(value).__qualname__ for key, value in item.items()}
-    elif isinstance(item, (tuple, list)):
-        for value in item:
-            if _is_picture(value):
-                return value
-        kinds = dict(enumerate(type(value).__qualname__ for value in item))
-    else:
-        raise DataError(
-            f"an item of the clean images must be a PIL image, an array (H, W[, C]), a tensor "
-            f"(C, H, W), or a tuple or dict with one, got {type(item).__qualname__}"
-        )
-    raise DataError(f"an item of the clean images holds no image: {kinds}")
-
-
-def _is_picture(value: Any) -> bool:
-    if isinstance(value, Image.Image):
-        return True
-    if isinstance(value, Tensor):
-        return value.ndim == 3
-    return isinstance(value, np.ndarray) and value.ndim in (2, 3)
-
-
-def size_of(picture: Picture) -> tuple[int, int]:
-    """Height and width."""
-    if isinstance(picture, Image.Image):
-        return picture.height, picture.width
-    height, width = picture.shape[-2:] if isinstance(picture, Tensor) else picture.shape[:2]
-    return int(height), int(width)
-
-
-def cut(picture: Picture, top: int, left: int, height: int, width: int) -> Tensor:
-    """The colours of a block of the picture, uint8 [3, height, width]."""
-    if isinstance(picture, Image.Image):
-        picture = picture.crop((left, top, left + width, top + height))
-    elif isinstance(picture, Tensor):
-        picture = picture[:, top : top + height, left : left + width]
-    else:
-        picture = picture[top : top + height, left : left + width]
-    return (unpack(picture).pixels[0] * 255).round().to(torch.uint8)
+def faults(source: Source) -> tuple[type[Exception], ...]:
+    """What reading an image of this source raises where that image alone is at fault."""
+    # A ValueError of anyone's dataset is of how its images are made, and hence of all.
+    return (UnreadableImageError,) if isinstance(source, DatasetImages) else LEFT_OUT
 
 
 def _large_enough(files: Sequence[Path], patch: int, folder: Path) -> list[Path]:
@@ -276,21 +128,5 @@ def _large_enough(files: Sequence[Path], patch: int, folder: Path) -> list[Path]
             small.append(path.name)
         else:
             good.append(path)
-    _report(broken, small, patch, len(good), folder)
+    report(broken, small, patch, len(good), folder)
     return good
-
-
-def _report(
-    broken: Sequence[str], small: Sequence[str], patch: int, good: int, folder: Path
-) -> None:
-    parts = []
-    if broken:
-        parts.append(f"{len(broken)} cannot be read ({'; '.join(broken[:10])})")
-    if small:
-        names = ", ".join(small[:10])
-        parts.append(f"{len(small)} are smaller than the patch of {patch} x {patch} ({names})")
-    told = f"of {good + len(broken) + len(small)} images in {folder}, {' and '.join(parts)}"
-    if not good:
-        raise DataError(f"{told}: use a smaller patch or larger images" if parts else told)
-    if parts:
-        warnings.warn(f"{told}; they are left out", stacklevel=5)

@@ -4,38 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from deflow_aug.data.pictures import DataError
 from deflow_aug.degrader import DeFlowDegrader
+from deflow_aug.image_files import UnreadableImageError
 from deflow_aug.pairs.dataset import Cutter
 from deflow_aug.pairs.degradation import Degradation, Steps, Transform, check_keys, named
 from deflow_aug.pairs.epoch import SharedEpoch
-from deflow_aug.pairs.sources import extra, first_image
+from deflow_aug.pairs.pictures import TooSmallError, extra, first_image
 
 
 class StreamedPairs(IterableDataset[Any]):
     """:class:`deflow_aug.pairs.dataset.DegradedPairs` of samples that have keys, not numbers.
 
     Args:
-        clean: shards of a WebDataset ("photos-{000..019}.tar", or a list of such; the extra
+        clean: shards of a WebDataset ("photos-{000..019}.tar", or several such; the extra
             ``webdataset``), which processes and workers share out among themselves; or any
-            iterable of dicts with a string ``__key__`` and an image, such as a WebDataset with a
-            shuffle of its own. Bytes are decoded.
+            iterable of dicts with a string ``__key__`` and an image. Bytes are decoded. An
+            ``IterableDataset``, such as a WebDataset with a shuffle of its own, shares its samples
+            out itself; of any other iterable each worker takes every n-th sample, and each
+            process all.
         degrader, scale, patch, keys, temperature, domain, before, after, flips: as there. The
             paths are the samples' keys.
         seed: a pair depends on (seed, epoch, key of the sample) alone, whichever shard or worker
             it comes from. None draws anew each time.
 
-    Call :meth:`set_epoch` before every epoch, or all epochs see the same pairs.
+    Call :meth:`set_epoch` before every epoch, or all epochs see the same pairs. (Frameworks that
+    never do, such as BasicSR, need ``seed=None``.)
+
+    Images that cannot be decoded or are smaller than the patch are skipped: the first is told in a
+    warning, and :attr:`skipped` counts all. A pass in which all are raises the error of the last.
     """
 
     def __init__(
         self,
-        clean: str | os.PathLike[str] | Sequence[str] | Iterable[Mapping[str, Any]],
+        clean: str
+        | os.PathLike[str]
+        | Sequence[str | os.PathLike[str]]
+        | Iterable[Mapping[str, Any]],
         degrader: DeFlowDegrader | Transform,
         scale: int = 4,
         patch: int | None = 128,
@@ -48,8 +60,9 @@ class StreamedPairs(IterableDataset[Any]):
         after: Steps = None,
         flips: bool = True,
     ) -> None:
-        self.keys, self.seed = check_keys(keys), seed
+        self.keys = check_keys(keys)
         self.cutter = Cutter(patch, scale, seed, flips)
+        self.seed = self.cutter.seed
         self.degradation = Degradation(degrader, scale, temperature, domain, before, after)
         self.samples = _samples(clean)
         self._epoch = SharedEpoch()
@@ -63,9 +76,15 @@ class StreamedPairs(IterableDataset[Any]):
         """Draw other crops and degradations; reaches workers that already run."""
         self._epoch.set(epoch)
 
+    @property
+    def skipped(self) -> int:
+        """How many samples were skipped so far, each pass, over all workers."""
+        return self._epoch.skipped
+
     def __iter__(self) -> Iterator[Any]:
         epoch = self.epoch  # that of the whole pass
-        for sample in self.samples:
+        served, error = False, None
+        for sample in self._own():
             key = sample.get("__key__") if isinstance(sample, Mapping) else None
             if not isinstance(key, str):
                 raise DataError(
@@ -73,17 +92,42 @@ class StreamedPairs(IterableDataset[Any]):
                     f"names its random draws; got {type(sample).__qualname__}"
                 )
             number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
-            gt = self.cutter(first_image(sample), epoch, number, key)
+            try:
+                gt = self.cutter(first_image(sample), epoch, number, key)
+            except (UnreadableImageError, TooSmallError) as fault:
+                error = fault
+                self._report(key, fault)
+                continue
+            served = True
             lq, pixels = self.degradation(gt[None], self.seed, epoch, [number])
             yield named(self.keys, lq[0].cpu(), pixels[0].cpu(), key)
+        worker = get_worker_info()
+        # Other workers' samples may be whole.
+        if error is not None and not served and (worker is None or worker.num_workers == 1):
+            raise error
+
+    def _own(self) -> Iterable[Any]:
+        """The samples of this worker."""
+        worker = get_worker_info()
+        if worker is None or isinstance(self.samples, IterableDataset):
+            return self.samples
+        return islice(self.samples, worker.id, None, worker.num_workers)
+
+    def _report(self, key: str, error: Exception) -> None:
+        if self._epoch.skip():
+            warnings.warn(
+                f"the sample {key} is skipped ({error}). Further ones are counted without a word, "
+                f"in `skipped`",
+                stacklevel=3,
+            )
 
 
 def _samples(clean: Any) -> Iterable[Any]:
-    if isinstance(clean, os.PathLike):
-        clean = os.fspath(clean)
-    shards = [clean] if isinstance(clean, str) else clean
-    if not (isinstance(shards, list) and all(isinstance(one, str) for one in shards)):
-        return shards
+    paths = (str, os.PathLike)
+    several = [clean] if isinstance(clean, paths) else clean
+    if not (isinstance(several, (list, tuple)) and all(isinstance(one, paths) for one in several)):
+        return several
+    shards = [os.fspath(one) for one in several]
     if not shards:
         raise DataError("the list of shards is empty")
     wds = extra("webdataset", "webdataset")

@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 from deflow_aug import hub, transforms
 from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.model import Domain
-from deflow_aug.transforms.checks import span
+from deflow_aug.sampling import temperature_range
 from deflow_aug.transforms.random_deflow import DEFAULT_TEMPERATURE
 
 try:
@@ -64,7 +64,7 @@ class DeFlow(ImageOnlyTransform):  # type: ignore[misc]
     ) -> None:
         super().__init__(p=p)
         self.degrader: str | DeFlowDegrader
-        self.temperature = span("temperature", temperature, 0.0)
+        self.temperature = temperature_range(temperature)
         self.domain = dict(domain) if isinstance(domain, Mapping) else domain
         self.device = device
         self._deflow: transforms.RandomDeFlow | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 from torch.utils.data import get_worker_info
 
 from deflow_aug import randomness
@@ -19,7 +19,7 @@ from deflow_aug.images import unpack
 from deflow_aug.randomness import Stream
 from deflow_aug.transforms.checks import is_count, is_number
 from deflow_aug.transforms.groups import Params, by_group
-from deflow_aug.transforms.samples import count_images, resized_like, which_are_images
+from deflow_aug.transforms.samples import count_images, leaves_of, resized_like
 
 Key: TypeAlias = "int | Sequence[int] | None"
 
@@ -45,10 +45,14 @@ class ImageTransform(_Base):
     Called with a sample (an image, or dicts, lists and tuples of anything, nested), it draws once
     and returns the sample with its images changed, each of the type, dtype, layout and device that
     came in. Which entries are images is torchvision's rule: all PIL images, ``tv_tensors.Image``
-    and ``tv_tensors.Video``; without any of these the first plain tensor or array that can be an
-    image. Everything else passes through untouched, by identity, and so do images that the draw
-    leaves alone. All images of a sample share the draw. Images of a batch, (B, C, H, W) or
-    (B, H, W, C), have a draw each; the frames of a ``tv_tensors.Video`` share one.
+    and ``tv_tensors.Video``. Without any of these, one plain tensor or array is: the first with 3
+    or 4 channels, those under an image's name (``image``, ``img``, ``gt``, ``hq``, ``lq``, ``lr``,
+    ``hr``, ``input``, ``left_image``, ...) before others. A grey one (also (H, W)) is only under
+    such a name, or without any name if nothing else could be an image: the sample itself, or
+    (image, label). Everything else (masks, depth maps, matrices, boxes, points) passes through
+    untouched, by identity, and so do images that the draw leaves alone. All images of a sample
+    share the draw. Images of a batch, (B, C, H, W) or (B, H, W, C), have a draw each; the frames
+    of a ``tv_tensors.Video`` share one.
 
     It is a ``torchvision.transforms.v2.Transform`` where torchvision can be imported, and a
     ``torch.nn.Module`` elsewhere. The same draw for another image or frame::
@@ -148,8 +152,7 @@ class ImageTransform(_Base):
         Raises:
             ValueError: for keys without a seed, or as many keys as there are no images.
         """
-        leaves, _ = tree_flatten(sample)
-        wanted = which_are_images(leaves)
+        leaves, _, wanted = leaves_of(sample)
         return self._make_params(_draws_needed(leaves, wanted), key)
 
     def _make_params(self, images: int, key: Key) -> dict[str, Any]:
@@ -207,8 +210,7 @@ class ImageTransform(_Base):
         if not inputs:
             raise TypeError(f"{type(self).__name__} needs a sample")
         sample = inputs if len(inputs) > 1 else inputs[0]
-        leaves, structure = tree_flatten(sample)
-        wanted = which_are_images(leaves)
+        leaves, structure, wanted = leaves_of(sample)
         if not any(wanted):
             return sample
         params = self._make_params(_draws_needed(leaves, wanted), key)
@@ -239,10 +241,12 @@ def _draws_needed(leaves: Sequence[Any], wanted: Sequence[bool]) -> int:
     return counts.pop() if counts else 1
 
 
-def _keys(key: int | Sequence[int], images: int) -> list[tuple[int, int]]:
+def _keys(key: Any, images: int) -> list[tuple[int, int]]:
     """The keys of the images: (key, its image's number if several share it)."""
-    several = isinstance(key, (list, tuple, np.ndarray, Tensor))
-    keys = np.asarray(key).tolist() if several else [key] * images
+    # Arrays and tensors become lists, and those without axes integers.
+    given: Any = key.tolist() if isinstance(key, (np.ndarray, Tensor)) else key
+    several = isinstance(given, (list, tuple))
+    keys = np.asarray(given).tolist() if several else [given] * images
     if len(keys) != images:
         raise ValueError(f"expected one key, or {images} (one an image), got {len(keys)}")
     for one in keys:

@@ -110,7 +110,7 @@ class RandomBlur(_OneByOne):
         reach = math.ceil(3 * sigma)
         if reach == 0:
             return image
-        offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
+        offsets = torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu")
         kernel = torch.softmax(-0.5 * (offsets / sigma) ** 2, 0).to(image)
         padded = pad_symmetric(image[:, None], reach, reach, reach, reach)
         blurred = F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])

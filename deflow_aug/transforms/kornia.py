@@ -102,16 +102,24 @@ class _Draws(RandomGeneratorBase):  # type: ignore[misc]
         images = batch_shape[0]
         count = min(1, images) if same_on_batch else images
         if self.deflow.seed is None:
-            names = torch.randint(2**63 - 1, (count,)).tolist()
+            names = torch.randint(2**63 - 1, (count,), device="cpu").tolist()
             draws = [self.deflow.draw(name) for name in names]
         else:
-            draws = self.deflow.make_params(torch.zeros(count, 3, 1, 1))["images"] if count else []
+            draws = (
+                self.deflow.make_params(torch.zeros(count, 3, 1, 1, device="cpu"))["images"]
+                if count
+                else []
+            )
         draws = draws * images if same_on_batch else draws
         numbers = [self._number(one["domain"]) for one in draws]
+        columns: dict[str, tuple[list[Any], torch.dtype]] = {
+            "seed": ([one["seed"] for one in draws], torch.int64),
+            "temperature": ([one["temperature"] for one in draws], torch.float64),
+            "domain": (numbers, torch.int64),
+        }
         return {
-            "seed": torch.tensor([one["seed"] for one in draws], dtype=torch.int64),
-            "temperature": torch.tensor([one["temperature"] for one in draws], dtype=torch.float64),
-            "domain": torch.tensor(numbers, dtype=torch.int64),
+            name: torch.tensor(values, dtype=dtype, device="cpu")
+            for name, (values, dtype) in columns.items()
         }
 
     def _number(self, domain: Domain | None) -> int:

@@ -12,8 +12,8 @@ from deflow_aug import randomness
 from deflow_aug.degrader import RANDOM, DeFlowDegrader
 from deflow_aug.model import Domain
 from deflow_aug.randomness import Stream
+from deflow_aug.sampling import temperature_range
 from deflow_aug.transforms.base import ImageTransform
-from deflow_aug.transforms.checks import span
 from deflow_aug.transforms.groups import Params
 
 DEFAULT_TEMPERATURE = (0.5, 1.2)
@@ -58,7 +58,7 @@ class RandomDeFlow(ImageTransform):
                 f"with DeFlowDegrader.from_pretrained(...)"
             )
         self.degrader = degrader
-        self.temperature = span("temperature", temperature, 0.0)
+        self.temperature = temperature_range(temperature)
         degrader.check_domain(domain)
         self.domain = dict(domain) if isinstance(domain, Mapping) else domain
 
@@ -99,8 +99,9 @@ def refuse_forked_gpu(device: torch.device, home: int) -> None:
             f"the degrader is on {device}, and this process (a worker of a DataLoader?) is a fork "
             f"of the one that put it there, where GPUs cannot be used. Choose one: put the "
             f'degrader on the CPU (degrader.to("cpu")); start the workers with '
-            f'DataLoader(..., multiprocessing_context="spawn"); or leave the workers to load '
-            f"images and degrade whole batches on the GPU, with deflow_aug.DegradingLoader"
+            f'DataLoader(..., multiprocessing_context="spawn"), or have none (num_workers=0); or '
+            f"leave the workers to load images and degrade whole batches on the GPU, with "
+            f"deflow_aug.DegradingLoader(DataLoader(CleanCrops(...), ...), degrader)"
         )
 
 

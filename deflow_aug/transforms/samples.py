@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -10,31 +11,67 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_flatten_with_path
 
 _DTYPES = frozenset({"uint8", "uint16", "float16", "bfloat16", "float32", "float64"})
 
 
-def which_are_images(leaves: Sequence[Any]) -> list[bool]:
-    """Which of the leaves of a sample are transformed; the rule is torchvision's.
+# The last word of a key under which images are kept: "image", "left_img", "gt", "000123.png".
+_NAMES = frozenset(
+    {"image", "images", "img", "imgs", "picture", "photo", "frame", "rgb", "grey", "gray"}
+    | {"pixels", "input", "inputs", "x", "gt", "hq", "hr", "lq", "lr", "sr", "clean", "degraded"}
+    | {"png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"}
+)
 
-    - PIL images, ``tv_tensors.Image`` and ``tv_tensors.Video`` always are, all of them.
-    - Only if there is none of these: the first plain tensor or array that can be an image.
-    - Nothing else is: no masks, boxes, numbers or strings.
 
-    A tensor or array can be an image if its dtype is uint8, uint16 or float, and its shape is
-    (C, H, W) or (B, C, H, W), for arrays (H, W), (H, W, C) or (B, H, W, C), with 1 to 4 channels.
-    (torchvision takes the first plain tensor whatever it is, and never an array.) If there are
-    only some with another number of channels, the first is taken for an image with a mistake in
-    its layout, and so is a lone tensor or array of any kind: transforming it raises the error that
-    tells what is wrong.
+def leaves_of(sample: Any) -> tuple[list[Any], TreeSpec, list[bool]]:
+    """What a sample holds, how it is put together, and which of it are images."""
+    leaves, structure = tree_flatten(sample)
+    try:
+        paths = [path for path, _ in tree_flatten_with_path(sample)[0]]
+    except ValueError:  # classes of others, registered without names for what they hold
+        paths = [()] * len(leaves)
+    return leaves, structure, which_are_images(leaves, [_name(path) for path in paths])
+
+
+def which_are_images(leaves: Sequence[Any], names: Sequence[str | None]) -> list[bool]:
+    """Which of the leaves of a sample, with their names if they have some, are transformed.
+
+    PIL images, ``tv_tensors.Image`` and ``tv_tensors.Video`` are, all of them, and nothing else
+    where there is one: that is torchvision's rule. Only without these, one plain tensor or array
+    is (torchvision takes the first whatever it is, and never an array), the first of
+
+    1. those with 3 or 4 channels and an image's name (``image``, ``img``, ``gt``, ``hq``, ``lq``,
+       ``lr``, ``hr``, ``input``, ..., or such a word at the end of the name: ``left_image``);
+    2. those with 3 or 4 channels;
+    3. those with an image's name: grey ones (1 channel, or an array (H, W)), grey and alpha;
+    4. those of these kinds without any name, but only if nothing else could be an image: the
+       sample itself, or (image, label).
+
+    Masks, depth maps, matrices, boxes and points of other names are none, whatever comes first.
+    Its dtype must be uint8, uint16 or float, and its shape (C, H, W) or (B, C, H, W), for arrays
+    (H, W), (H, W, C) or (B, H, W, C). If there is no such thing, the first that has an image's
+    name, or no name and 3 or 4 channels on the wrong side, is taken for an image with a mistake
+    in its layout, and so is a sample that is itself a tensor or array: transforming it raises the
+    error that tells what is wrong.
     """
     explicit = [_is_explicit(leaf) for leaf in leaves]
     if any(explicit):
         return explicit
     plain = [i for i, leaf in enumerate(leaves) if _is_plain(leaf)]
-    if len(leaves) > 1:
+    if len(leaves) > 1 or (names and names[0] is not None):
         plain = [i for i in plain if _has_dtype_and_axes(leaves[i])]
-        plain = [i for i in plain if _channels(leaves[i]) in (1, 2, 3, 4)] or plain
+        colour = [i for i in plain if _channels(leaves[i]) in (3, 4)]
+        grey = [i for i in plain if _channels(leaves[i]) in (1, 2)]
+        named = [i for i in plain if _is_images(names[i])]
+        alone = [i for i in grey if names[i] is None and len(plain) == 1]
+        plain = (
+            [i for i in colour if i in named]
+            or colour
+            or [i for i in grey if i in named]
+            or alone
+            or [i for i in plain if i in named or (names[i] is None and _is_swapped(leaves[i]))]
+        )
     return [i in plain[:1] for i in range(len(leaves))]
 
 
@@ -43,6 +80,26 @@ def count_images(image: Any) -> int:
     if isinstance(image, (Image.Image, *_tv_tensors("Video"))):
         return 1
     return len(image) if image.ndim == 4 else 1
+
+
+def _name(path: Sequence[Any]) -> str | None:
+    """The innermost name on the way to a leaf: a key of a dict or a field; None without any."""
+    for step in reversed(path):
+        name = getattr(step, "key", getattr(step, "name", None))
+        if isinstance(name, str):
+            return name
+    return None
+
+
+def _is_images(name: str | None) -> bool:
+    words = re.findall("[a-z]+", (name or "").lower())
+    return bool(words) and words[-1] in _NAMES
+
+
+def _is_swapped(leaf: Tensor | np.ndarray[Any, Any]) -> bool:
+    """Whether 3 or 4 channels are where they are in an image of the other kind."""
+    other = -1 if isinstance(leaf, Tensor) else -3
+    return leaf.ndim >= 3 and leaf.shape[other] in (3, 4)
 
 
 def _is_explicit(leaf: Any) -> bool:
@@ -88,4 +145,5 @@ def resized_like(image: Any, height: int, width: int) -> Any:
 
 
 def _nearest(before: int, after: int) -> Tensor:
-    return ((torch.arange(after, dtype=torch.float64) + 0.5) * before / after).long()
+    places = torch.arange(after, dtype=torch.float64, device="cpu")
+    return ((places + 0.5) * before / after).long()

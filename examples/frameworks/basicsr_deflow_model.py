@@ -19,6 +19,7 @@ class CleanImageDataset(CleanCrops):
     """Random crops of a folder of clean images: {"gt", "gt_path", "index"}."""
 
     def __init__(self, opt):
+        # BasicSR calls set_epoch of its sampler alone: with a seed, all passes would be the same.
         super().__init__(opt["dataroot_gt"], opt["gt_size"], scale=opt["scale"], seed=None)
 
 

@@ -23,6 +23,7 @@ class clean(CleanCrops):
 
     def __init__(self, opt):
         scale = opt["scale"]
+        # neosr calls set_epoch of its sampler alone: with a seed, all passes would be the same.
         super().__init__(opt["dataroot_gt"], opt["patch_size"] * scale, scale=scale, seed=None)
         self.opt = opt
 
