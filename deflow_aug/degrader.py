@@ -25,7 +25,6 @@ from deflow_aug.pieces import Canvas, cut, extent
 from deflow_aug.randomness import Stream
 from deflow_aug.resize import bicubic_downscale
 from deflow_aug.sampling import (
-    RANDOM,
     Domains,
     Place,
     Request,
@@ -44,14 +43,7 @@ from deflow_aug.sampling import (
 )
 from deflow_aug.tiling import measured_halo, most_pixels, plan
 
-__all__ = [
-    "EIGHT_BIT_STEPS",
-    "RANDOM",
-    "DeFlowDegrader",
-    "Images",
-    "image_seed",
-    "temperature_range",
-]
+__all__ = ["EIGHT_BIT_STEPS", "DeFlowDegrader", "Images"]
 
 Images = Image.Image | NDArray[Any] | Tensor
 

@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from deflow_aug import CleanCrops, DeFlowDegrader, DegradedPairs
-from deflow_aug.degrader import image_seed
 from deflow_aug.pairs.degradation import Degradation
 from deflow_aug.randomness import Stream, generator
 from deflow_aug.resize import bicubic_downscale
+from deflow_aug.sampling import image_seed
 from deflow_aug.transforms import Chain, MixedDegradation, RandomBlur, RandomDeFlow, RandomJPEG
 
 # Tests that read pairs again and again are no training that forgets its epochs.

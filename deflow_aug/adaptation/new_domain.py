@@ -22,8 +22,9 @@ from deflow_aug.adaptation.photographs import (
     Source,
 )
 from deflow_aug.config import CLEAN
-from deflow_aug.degrader import RANDOM, DeFlowDegrader
+from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.model import DeFlow
+from deflow_aug.sampling import RANDOM
 
 LIMIT = 2.0
 """How often the median noise level a photograph may have before it is scaled down to that."""

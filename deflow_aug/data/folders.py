@@ -13,7 +13,7 @@ from deflow_aug import randomness
 from deflow_aug.data import kernels as blurring
 from deflow_aug.data.facts import Statistics, digest, statistics
 from deflow_aug.data.pictures import CACHE_BYTES, DataError, Pictures
-from deflow_aug.data.regions import Pixels, turned
+from deflow_aug.data.regions import Pixels, drawn_place, turned
 from deflow_aug.data.scan import Scan, scan
 
 __all__ = ["CACHE_BYTES", "CropFolder", "DataError", "check_separate"]
@@ -156,12 +156,9 @@ class CropFolder:
             sides = "{} x {}".format(*picture.sides)
             self.pictures.leave_out(number, f"{self.files[number]} has {sides} pixels")
             return None
-        top, left = (
-            self.align * int(rng.integers((side - self.crop) // self.align + 1))
-            for side in picture.sides
+        top, left, flip, turns = drawn_place(
+            rng, picture.sides, self.crop, self.align, self.rotations
         )
-        flip = rng.random() < 0.5
-        turns = int(rng.integers(4)) if self.rotations else 0
         a, b = blurring.margin(self.kernels)
         crop = picture.block(top - a, left - b, self.crop + 2 * a, self.crop + 2 * b)
         if self.kernels:

@@ -13,7 +13,7 @@ from deflow_aug import randomness
 from deflow_aug.data.batches import Batch, Batches, stack
 from deflow_aug.data.facts import digest
 from deflow_aug.data.pictures import CACHE_BYTES, DataError, ImageFile, Pictures
-from deflow_aug.data.regions import Pixels, turned
+from deflow_aug.data.regions import Pixels, drawn_place, turned
 from deflow_aug.data.scan import NAMED, read_headers
 from deflow_aug.image_files import find_images
 from deflow_aug.randomness import Stream
@@ -196,12 +196,9 @@ class PairFolder:
             self.pictures.leave_out(number, f"the pair {name} is {sizes} degraded")
             self.pictures.leave_out(number + 1, "")
             return None
-        top, left = (
-            self.align * int(rng.integers((side - self.crop) // self.align + 1))
-            for side in clean.sides
+        top, left, flip, turns = drawn_place(
+            rng, clean.sides, self.crop, self.align, self.rotations
         )
-        flip = rng.random() < 0.5
-        turns = int(rng.integers(4)) if self.rotations else 0
         blocks = (p.block(top, left, self.crop, self.crop) for p in (degraded, clean))
         first, second = (turned(block, flip, turns) for block in blocks)
         return first, second

@@ -69,6 +69,15 @@ def mirrored(pixels: Pixels, top: int, left: int, height: int, width: int) -> Pi
     return pixels[first : int(rows.max()) + 1][rows - first][:, columns]
 
 
+def drawn_place(
+    rng: np.random.Generator, sides: tuple[int, int], crop: int, align: int, rotations: bool
+) -> tuple[int, int, bool, int]:
+    """Top, left, flip and quarter turns of a random crop that starts at multiples of ``align``."""
+    top, left = (align * int(rng.integers((side - crop) // align + 1)) for side in sides)
+    flip = bool(rng.random() < 0.5)
+    return top, left, flip, int(rng.integers(4)) if rotations else 0
+
+
 def turned(block: Pixels, flip: bool, turns: int) -> Pixels:
     """A copy of a square block, flipped horizontally if asked, then turned by 90 degrees each."""
     # A copy, lest what a caller does to its crop reach a cache.

@@ -15,14 +15,14 @@ from deflow_aug import randomness
 from deflow_aug.data.pictures import DataError
 from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.pairs.degradation import Degradation, Steps, Transform, check_keys, named
-from deflow_aug.pairs.epoch import SharedEpoch
+from deflow_aug.pairs.epoch import HasEpoch
 from deflow_aug.pairs.pictures import Picture, TooSmallError, cut, size_of
 from deflow_aug.pairs.sources import faults, open_source
 from deflow_aug.randomness import Stream
 from deflow_aug.sampling import run_seed
 
 
-class CleanCrops(Dataset[dict[str, Any]]):
+class CleanCrops(HasEpoch, Dataset[dict[str, Any]]):
     """Random crops of clean images, as {"gt": uint8 [3, patch, patch], "gt_path", "index"}.
 
     What the workers of a :class:`deflow_aug.pairs.loader.DegradingLoader` make.
@@ -62,24 +62,10 @@ class CleanCrops(Dataset[dict[str, Any]]):
         seed: int | None = 0,
         flips: bool = True,
     ) -> None:
+        super().__init__()
         self.cutter = Cutter(patch, scale, seed, flips)
         self.source = open_source(clean, patch or scale)
-        self._epoch = SharedEpoch()
         self._broken: dict[int, str] = {}  # those that this process has met, and why
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next items."""
-        return self._epoch.get()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other crops; reaches workers that already run. Call it between epochs."""
-        self._epoch.set(epoch)
-
-    @property
-    def skipped(self) -> int:
-        """How many damaged files were met so far; each worker counts its own."""
-        return self._epoch.skipped
 
     def __len__(self) -> int:
         return len(self.source)

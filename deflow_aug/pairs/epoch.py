@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
+
+from deflow_aug.sampling import is_integer
 
 
 class SharedEpoch:
@@ -67,11 +68,35 @@ class SharedEpoch:
         self._value.share_memory_()  # no effect on what is shared already
 
 
+class HasEpoch:
+    """A data set whose draws are named by an epoch that its workers share."""
+
+    def __init__(self) -> None:
+        self._epoch = SharedEpoch()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next items."""
+        return self._epoch.get()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other crops and degradations; reaches workers that already run.
+
+        Call it between epochs.
+        """
+        self._epoch.set(epoch)
+
+    @property
+    def skipped(self) -> int:
+        """How many damaged files or samples were met so far; each worker counts its own."""
+        return self._epoch.skipped
+
+
 def checked_epoch(epoch: int) -> int:
     """
     Raises:
         ValueError: if it is no integer of at least 0.
     """
-    if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or epoch < 0:
+    if not is_integer(epoch) or epoch < 0:
         raise ValueError(f"an epoch is an integer of at least 0, got {epoch!r}")
     return int(epoch)

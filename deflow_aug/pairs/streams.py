@@ -16,11 +16,11 @@ from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.image_files import UnreadableImageError
 from deflow_aug.pairs.dataset import Cutter
 from deflow_aug.pairs.degradation import Degradation, Steps, Transform, check_keys, named
-from deflow_aug.pairs.epoch import SharedEpoch
+from deflow_aug.pairs.epoch import HasEpoch
 from deflow_aug.pairs.pictures import TooSmallError, extra, first_image
 
 
-class StreamedPairs(IterableDataset[Any]):
+class StreamedPairs(HasEpoch, IterableDataset[Any]):
     """:class:`deflow_aug.pairs.dataset.DegradedPairs` of samples that have keys, not numbers.
 
     Args:
@@ -60,26 +60,12 @@ class StreamedPairs(IterableDataset[Any]):
         after: Steps = None,
         flips: bool = True,
     ) -> None:
+        super().__init__()
         self.keys = check_keys(keys)
         self.cutter = Cutter(patch, scale, seed, flips)
         self.seed = self.cutter.seed
         self.degradation = Degradation(degrader, scale, temperature, domain, before, after)
         self.samples = _samples(clean)
-        self._epoch = SharedEpoch()
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next pass."""
-        return self._epoch.get()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other crops and degradations; reaches workers that already run."""
-        self._epoch.set(epoch)
-
-    @property
-    def skipped(self) -> int:
-        """How many samples were skipped so far, each pass, over all workers."""
-        return self._epoch.skipped
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self.epoch  # that of the whole pass
