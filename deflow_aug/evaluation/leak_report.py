@@ -12,6 +12,7 @@ from typing import Any
 
 from deflow_aug.evaluation.auc import Separation
 from deflow_aug.evaluation.leak import Reading, Sweep
+from deflow_aug.evaluation.tables import Table
 
 THRESHOLD = 0.6
 """An AUC up to here is called nothing, however sure it is."""
@@ -139,13 +140,11 @@ def to_markdown(sweep: Sweep, matched: bool) -> str:
     """Table and advice."""
     clean, degraded = (f"{n:.0f}" if n == round(n) else f"{n:.1f}" for n in sweep.units)
     what = " (worth, with matched brightness)" if matched else ""
-    lines = [
+    intro = (
         f"Held-out AUC of telling h(degraded) from h(clean), 95 % interval; {clean} clean and "
-        f"{degraded} degraded images or scenes{what}. 0.5: nothing is given away.",
-        "",
-        "| s | noise | network | mean colour alone | contrast alone | verdict |",
-        "|---:|---:|---|---|---|---|",
-    ]
+        f"{degraded} degraded images or scenes{what}. 0.5: nothing is given away."
+    )
+    rows = []
     chosen = verdict(sweep, matched)
     for reading in sweep.readings:
         if leaks(reading.network):
@@ -162,8 +161,10 @@ def to_markdown(sweep: Sweep, matched: bool) -> str:
             word = f"**{word}**"
         cells = [str(reading.scale), f"{reading.noise:g}"]
         cells += [_figure(s) for s in (reading.network, reading.colour, reading.contrast)]
-        lines.append("| " + " | ".join([*cells, word]) + " |")
-    lines += ["", *chosen.sentences]
+        rows.append((*cells, word))
+    columns = ("s", "noise", "network", "mean colour alone", "contrast alone", "verdict")
+    table = Table("", columns, tuple(rows), align="rrllll")
+    lines = [intro, "", table.to_markdown(), *chosen.sentences]
     lines += ["", *(f"- {note}" for note in sweep.notes)] if sweep.notes else []
     return "\n".join(lines) + "\n"
 

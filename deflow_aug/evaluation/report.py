@@ -31,6 +31,7 @@ from .noise import (
     summed_kl,
     white_noise,
 )
+from .tables import Table, number
 
 # What a model is held to (see Comparison.criteria).
 LAG_TOLERANCE = 0.10
@@ -214,22 +215,29 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Per-pair table, summary table, criteria."""
-        ref = self.reference
-        head = ["pair", "std real", "ours", "lag-1 real", "ours", "R-G real", "ours"]
-        lines = _header([*head, "KL ours", "white", "real of others"])
+        return "\n".join(table.to_markdown() for table in self.tables())
+
+    def tables(self) -> tuple[Table, Table, Table]:
+        """Figures per pair, their summary, the criteria."""
+        ref, rows = self.reference, []
         for i, pair in enumerate(ref.pairs):
             r, o, w = ref.real[i], self.ours[i], ref.white_single[i]
             kls = [summed_kl(r.counts, x.counts) for x in (o, w)]
             values = [r.lag, o.lag, r.rg, o.rg, *kls, ref.others[i]]
-            lines.append(_row([pair.name, f"{r.std:.2f}", f"{o.std:.2f}", *map(_figure, values)]))
-        lines += ["", *self._summary_table(), "", *_header(["criterion", "figures", ""], 3)]
-        for c in self.criteria():
-            lines.append(_row([c.name, c.figures, "pass" if c.passed else "**miss**"]))
-        return "\n".join(lines) + "\n"
+            rows.append((pair.name, number(r.std, 2), number(o.std, 2), *map(number, values)))
+        head = ["pair", "std real", "ours", "lag-1 real", "ours", "R-G real", "ours"]
+        head += ["KL ours", "white", "real of others"]
+        criteria = tuple(
+            (c.name, c.figures, "pass" if c.passed else "**miss**") for c in self.criteria()
+        )
+        return (
+            Table("", tuple(head), tuple(rows)),
+            self._summary_table(),
+            Table("", ("criterion", "figures", ""), criteria, align="lll"),
+        )
 
-    def _summary_table(self) -> list[str]:
-        ref = self.reference
-        lines = _header(["", *_COLUMNS.values(), "pooled KL 1", "1/2", "1/4", "sum", "KL of pairs"])
+    def _summary_table(self) -> Table:
+        ref, rows = self.reference, []
         real = pooled(ref.real)
         white = f"best white (sigma {ref.white.sigma_pooled:.2f}, pairs {ref.white.sigma_mean:.2f})"
         for name, statistics, single in (
@@ -239,22 +247,22 @@ class Comparison:
         ):
             means = [_mean(statistics, key) for key in _COLUMNS]
             kls = resolution_kl(real, pooled(statistics))
-            text = [_figure(v) for v in (*kls, sum(kls))] if single is not None else ["-"] * 4
-            text.append("-" if single is None else _figure(single))
-            lines.append(_row([name, f"{means[0]:.2f}", *map(_figure, means[1:]), *text]))
+            text = [number(v) for v in (*kls, sum(kls))] if single is not None else ["-"] * 4
+            text.append("-" if single is None else number(single))
+            rows.append((name, number(means[0], 2), *map(number, means[1:]), *text))
         floor = [*ref.halves, sum(ref.halves), float(np.mean(ref.others))]
-        lines.append(_row(["real of other pictures", *["-"] * 6, *map(_figure, floor)]))
+        rows.append(("real of other pictures", *["-"] * 6, *map(number, floor)))
         missing = [mass_left_out(p, q) for p, q in zip(real, pooled(self.ours), strict=True)]
-        lines += [
-            "",
+        note = (
             "std in levels (1/255); KL(real || synthetic) in nats, 64 bins over [-0.1, 0.1] with "
             "open ends, bins empty in either left out. Real of other pictures: pooled, random "
             "halves of the pictures against each other; pairs, each against all others. Real "
             "noise in bins that our samples never reach: "
             + ", ".join(f"{100 * m:.3f} %" for m in missing)
-            + " (1, 1/2, 1/4).",
-        ]
-        return lines
+            + " (1, 1/2, 1/4)."
+        )
+        columns = ("", *_COLUMNS.values(), "pooled KL 1", "1/2", "1/4", "sum", "KL of pairs")
+        return Table("", columns, tuple(rows), (note,))
 
 
 def report(
@@ -301,17 +309,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _figure(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _header(cells: Sequence[str], texts: int = 1) -> list[str]:
-    """Header and rule; the first ``texts`` columns to the left, figures to the right."""
-    rule = ["---" if i < texts else "---:" for i in range(len(cells))]
-    return [_row(cells), "|" + "|".join(rule) + "|"]
