@@ -35,10 +35,11 @@ from torch import Tensor
 
 from deflow_aug import DeFlowDegrader, randomness
 from deflow_aug.config import ModelConfig
+from deflow_aug.halo import INVISIBLE, cut_errors, radius
 from deflow_aug.hub import DEFAULT_WEIGHTS
 from deflow_aug.model import DeFlow
 from deflow_aug.sampling import Place, Request, sample
-from deflow_aug.tiling import INVISIBLE, bytes_per_pixel, cut_errors, most_pixels, plan, radius
+from deflow_aug.tiling import bytes_per_pixel, most_pixels, plan
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "images"
 NAMES = ("dog", "city", "grass", "sunset")

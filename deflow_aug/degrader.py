@@ -17,31 +17,28 @@ from torch import Tensor
 
 import deflow_aug
 from deflow_aug import hub, randomness
+from deflow_aug.arguments import (
+    Domains,
+    Seed,
+    degraded_domain,
+    is_integer,
+    per_image_domains,
+    per_image_seeds,
+    per_image_temperature,
+    run_seed,
+    temperature_range,
+    whole,
+)
 from deflow_aug.card import model_card
 from deflow_aug.devices import resolve
+from deflow_aug.halo import measured_halo
 from deflow_aug.images import unpack
 from deflow_aug.model import DeFlow, Domain, channels_last
 from deflow_aug.pieces import Canvas, cut, extent
 from deflow_aug.randomness import Stream
 from deflow_aug.resize import bicubic_downscale
-from deflow_aug.sampling import (
-    Domains,
-    Place,
-    Request,
-    Seed,
-    degraded_domain,
-    image_seed,
-    is_integer,
-    per_image_domains,
-    per_image_seeds,
-    per_image_temperature,
-    prepared,
-    run_seed,
-    sample,
-    temperature_range,
-    whole,
-)
-from deflow_aug.tiling import measured_halo, most_pixels, plan
+from deflow_aug.sampling import Place, Request, image_seed, prepared, sample
+from deflow_aug.tiling import most_pixels, plan
 
 __all__ = ["EIGHT_BIT_STEPS", "DeFlowDegrader", "Images"]
 

@@ -19,10 +19,11 @@ from torch.testing import assert_close
 from deflow_aug import DeFlowDegrader, degrader, tiling
 from deflow_aug.cli import main
 from deflow_aug.config import ModelConfig
+from deflow_aug.halo import cut_errors, measured_halo, radius
 from deflow_aug.pieces import Box, cut
 from deflow_aug.resize import bicubic_downscale
 from deflow_aug.sampling import Place, Request, sample
-from deflow_aug.tiling import bytes_per_pixel, cut_errors, measured_halo, most_pixels, plan, radius
+from deflow_aug.tiling import bytes_per_pixel, most_pixels, plan
 
 DOG = Path(__file__).parents[1] / "examples" / "images" / "dog.png"
 FURTHEST = 100
@@ -299,6 +300,15 @@ def test_radius() -> None:
     errors[:] = 0.12 / 255
     errors[17] = 0.2
     assert radius(errors, 0.1 / 255, 8) == 24
+
+
+def test_torchs_default_device_plays_no_part() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 72, 3), dtype=np.uint8)
+    expected = make().degrade(image, seed=1, tile=32)
+    made = make()
+    with torch.device("meta"):  # holds no data
+        result = made.degrade(image, seed=1, tile=32)
+    assert np.array_equal(result, expected)
 
 
 # -- pieces and the command line ---------------------------------------------------------------

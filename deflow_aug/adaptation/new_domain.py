@@ -21,10 +21,10 @@ from deflow_aug.adaptation.photographs import (
     Reader,
     Source,
 )
+from deflow_aug.arguments import RANDOM
 from deflow_aug.config import CLEAN
 from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.model import DeFlow
-from deflow_aug.sampling import RANDOM
 
 LIMIT = 2.0
 """How often the median noise level a photograph may have before it is scaled down to that."""

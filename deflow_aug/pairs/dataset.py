@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deflow_aug import randomness
+from deflow_aug.arguments import run_seed
 from deflow_aug.data.pictures import DataError
 from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.pairs.degradation import Degradation, Steps, Transform, check_keys, named
@@ -19,7 +20,6 @@ from deflow_aug.pairs.epoch import HasEpoch
 from deflow_aug.pairs.pictures import Picture, TooSmallError, cut, size_of
 from deflow_aug.pairs.sources import faults, open_source
 from deflow_aug.randomness import Stream
-from deflow_aug.sampling import run_seed
 
 
 class CleanCrops(HasEpoch, Dataset[dict[str, Any]]):

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from deflow_aug import randomness
+from deflow_aug.arguments import temperature_range
 from deflow_aug.degrader import EIGHT_BIT_STEPS, DeFlowDegrader
 from deflow_aug.images import unpack
 from deflow_aug.randomness import Stream
 from deflow_aug.resize import bicubic_downscale
-from deflow_aug.sampling import image_seed, temperature_range
+from deflow_aug.sampling import image_seed
 from deflow_aug.transforms.random_deflow import DEFAULT_TEMPERATURE, refuse_forked_gpu
 
 # The names of lq, gt and their paths, by the convention of a framework.

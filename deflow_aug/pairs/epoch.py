@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from deflow_aug.sampling import is_integer
+from deflow_aug.arguments import is_integer
 
 
 class SharedEpoch:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deflow_aug.arguments import run_seed, whole
 from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.pairs.dataset import CleanCrops
 from deflow_aug.pairs.degradation import Degradation, Steps, Transform, check_keys, named
 from deflow_aug.pairs.epoch import checked_epoch
-from deflow_aug.sampling import run_seed, whole
 
 
 class DegradingLoader:

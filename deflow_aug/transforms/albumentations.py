@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from deflow_aug import hub, transforms
+from deflow_aug.arguments import temperature_range
 from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.model import Domain
-from deflow_aug.sampling import temperature_range
 from deflow_aug.transforms.random_deflow import DEFAULT_TEMPERATURE
 
 try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from deflow_aug.sampling import is_integer, is_number, span
+from deflow_aug.arguments import is_integer, is_number, span
 
 __all__ = ["checked_weights", "is_count", "is_number", "span"]
 

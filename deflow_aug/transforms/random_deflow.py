@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from deflow_aug import randomness
+from deflow_aug.arguments import RANDOM, temperature_range
 from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.model import Domain
 from deflow_aug.randomness import Stream
-from deflow_aug.sampling import RANDOM, temperature_range
 from deflow_aug.transforms.base import ImageTransform
 from deflow_aug.transforms.groups import Params
 
