@@ -27,6 +27,8 @@ class Stream(IntEnum):
     CROP = 8
     SUGGEST = 9
     FIT = 10
+    TWO_SAMPLE = 11
+    EVALUATE = 12
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deflow_aug.evaluation import auc, crops, leak, leak_report
+from deflow_aug.evaluation import auc, classifying, crops, leak, leak_report
 from deflow_aug.evaluation.auc import Separation
 from deflow_aug.evaluation.leak import Reading, Sweep
 from deflow_aug.image_files import write_image
@@ -268,7 +268,7 @@ def test_logistic_regression_stays_finite_where_the_domains_are_apart() -> None:
 def test_the_classifier_takes_tiles_of_every_size_and_trains_all_of_itself() -> None:
     net = leak.Classifier(0.03)
     generator = torch.Generator().manual_seed(0)
-    for side in (leak.SMALLEST_SIDE, 13, leak.TILE):
+    for side in (leak.SMALLEST_SIDE, 13, classifying.TILE):
         h = torch.rand(4, 3, side, side, generator=generator)
         logits = net(h)
         assert logits.shape == (4,)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from deflow_aug import randomness
 from deflow_aug.conditioning import domain_invariant
+from deflow_aug.evaluation import classifying
 from deflow_aug.evaluation.auc import (
     Array,
     Bools,
@@ -40,19 +42,11 @@ from deflow_aug.randomness import Stream
 SMALLEST_SIDE = 8
 """Pixels that h of a crop must have; a scale that leaves fewer is left out."""
 
-TILE = 32
-"""Side of what the classifier sees at once, in pixels of h; the logits of a crop's tiles are
-averaged, so that a crop is judged by all of its area at every scale."""
-
 WINDOW = 8
 """Side of the windows of local energies, in pixels of h."""
 
 FLOOR = 1 / 255
 """A standard deviation below which no structure matters: a level of 8 bits."""
-
-FOLDS = 4
-BATCH = 32
-LEARNING_RATE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -115,10 +109,10 @@ def sweep(
         )
     rng = randomness.generator(seed, Stream.SUGGEST, 2)
     sides = [len(np.unique(crops.units[crops.degraded == d])) for d in (False, True)]
-    fold = deal(crops.units, crops.degraded, min(FOLDS, *sides), rng)
+    fold = deal(crops.units, crops.degraded, min(classifying.FOLDS, *sides), rng)
     numbers = np.unique(fold)
     # For every fold: weights of all crops, of those in it and of those outside.
-    equal = _equal_weights(crops)
+    equal = classifying.equal_weights(crops.units, crops.degraded)
     weights = np.stack([equal] * len(numbers))
     units = (float(sides[0]), float(sides[1]))
     if match_brightness:
@@ -154,8 +148,16 @@ def sweep(
                     train, test = fold != number, fold == number
                     key = (seed, Stream.SUGGEST, 4, scale, index, int(number))
                     w = weights[number]
-                    net = _trained(small, noise, crops, w * train, steps, key)
-                    scores[0, test] = _scores(net, h[torch.from_numpy(test)])
+                    net = classifying.train(
+                        classifying.seeded(partial(Classifier, noise), 0),
+                        small,
+                        crops.degraded,
+                        w * train,
+                        steps,
+                        key,
+                        noise=noise,
+                    )
+                    scores[0, test] = classifying.scores(net, h[torch.from_numpy(test)])
                     for row, features in enumerate(simple, start=1):
                         scores[row, test] = _regressed(features, crops, w, train, test)
                     progress.update()
@@ -163,16 +165,6 @@ def sweep(
                 found = [held_out(row, scored, crops.degraded, crops.units, fold) for row in scores]
                 readings.append(Reading(scale, float(noise), *found))
     return Sweep(tuple(readings), units, tuple(notes))
-
-
-def _equal_weights(crops: Crops) -> Array:
-    """Weights of crops, [N], that count every unit once, each domain's sum to half of all units."""
-    weights = 1 / np.bincount(crops.units)[crops.units]
-    total = weights.sum()
-    for domain in (False, True):
-        mine = crops.degraded == domain
-        weights[mine] *= total / 2 / weights[mine].sum()
-    return np.asarray(weights)
 
 
 def _polynomial(values: Array) -> Array:
@@ -266,54 +258,3 @@ class Classifier(nn.Module):
         mean = F.avg_pool2d(h[..., 2:-2, 2:-2], window, stride=WINDOW // 2)
         votes = self.votes(torch.cat([torch.asinh(excess / 0.2), mean], 1))
         return self.head(votes.mean((2, 3)))[:, 0]
-
-
-def _trained(
-    small: Tensor, noise: float, crops: Crops, weights: Array, steps: int, key: tuple[int, ...]
-) -> Classifier:
-    """A classifier trained on crops drawn by their weights, half of each batch clean."""
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would seed the GPUs of whoever calls as well.
-        torch.default_generator.manual_seed(0)
-        net = Classifier(noise)
-    rng = randomness.generator(*key)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    target = torch.arange(BATCH).ge(BATCH // 2).float()
-    side = small.shape[-1]
-    tile = min(TILE, side)
-    chances = []
-    for domain in (False, True):
-        of_domain = np.where(crops.degraded == domain, weights, 0)
-        chances.append(of_domain / of_domain.sum())
-    for _ in range(steps):
-        drawn = [rng.choice(len(chance), BATCH // 2, p=chance) for chance in chances]
-        tiles = []
-        for crop in np.concatenate(drawn):
-            top, left = rng.integers(side - tile + 1, size=2)
-            patch = small[crop, :, top : top + tile, left : left + tile]
-            flips = [axis for axis in (1, 2) if rng.random() < 0.5]
-            tiles.append(patch.flip(flips))
-        h = torch.stack(tiles)
-        h = h + noise * torch.randn(h.shape, generator=generator)
-        optimizer.zero_grad(set_to_none=True)
-        F.binary_cross_entropy_with_logits(net(h), target).backward()
-        optimizer.step()
-        schedule.step()
-    return net.eval()
-
-
-@torch.no_grad()
-def _scores(net: Classifier, h: Tensor) -> Array:
-    """Mean logit over the tiles of every crop, [N]; h: [N, 3, side, side]."""
-    side = h.shape[-1]
-    tile = min(TILE, side)
-    # Tiles cover the crop, overlapping where its side is no multiple of theirs.
-    starts = np.unique(np.linspace(0, side - tile, -(-side // tile)).round().astype(int))
-    logits = [
-        torch.cat([net(part) for part in h[:, :, y : y + tile, x : x + tile].split(64)])
-        for y in starts
-        for x in starts
-    ]
-    return np.asarray(torch.stack(logits).double().mean(0).numpy())
