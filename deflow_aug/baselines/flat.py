@@ -1,0 +1,151 @@
+"""Flat areas of degraded photographs: windows where all that varies is noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deflow_aug import randomness
+from deflow_aug.randomness import Stream
+
+Image8 = NDArray[np.uint8]
+Array = NDArray[np.float64]
+
+LUMA = np.array([0.299, 0.587, 0.114])  # BT.601
+
+SIDE = 16
+"""Of windows, in pixels. Taking a window's mean off takes the noise off that is coarser than the
+window; larger ones are rarely flat."""
+
+_BIN = 32  # levels of brightness that share what counts as flat: noise depends on it
+_FEWEST = 16  # windows of a bin in a photograph, for there to be a lower decile
+_MOST = 8192  # windows of a photograph that are looked at
+_CLIPPED = 0.02  # share of values at 0 or 255 from which on noise is cut off
+_SPREAD = 2.0  # flat: up to so many times the variance of the typical flat window
+_TEXTURE = 4.0  # so many times the usual variance is no noise, but texture everywhere
+
+
+class NoFlatAreasError(ValueError):
+    """The photographs have no areas that show their noise; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class FlatWindows:
+    """The flat windows of one photograph: their channels' means and (unbiased) variances.
+
+    mean: [N, 3], levels (1/255).
+    variance: [N, 3], levels squared.
+    """
+
+    mean: Array
+    variance: Array
+
+
+def checked(degraded: Sequence[Image8]) -> list[Image8]:
+    """Photographs as a list.
+
+    Raises:
+        TypeError, ValueError: unless they are uint8 [H, W, 3] and at least one.
+    """
+    photographs = list(degraded)
+    if not photographs:
+        raise ValueError("there are no degraded photographs to fit a baseline to; give some")
+    for number, one in enumerate(photographs):
+        if not isinstance(one, np.ndarray) or one.dtype != np.uint8:
+            given = one.dtype if isinstance(one, np.ndarray) else type(one).__qualname__
+            raise TypeError(
+                f"degraded photographs must be uint8 arrays [H, W, 3], got {given} (number "
+                f'{number}); of a PIL image, np.asarray(image.convert("RGB"))'
+            )
+        if one.ndim != 3 or one.shape[-1] != 3:
+            raise ValueError(
+                f"degraded photographs must be arrays [H, W, 3], a sequence of them, got shape "
+                f"{one.shape} (number {number}); put a single one into a list"
+            )
+    return photographs
+
+
+def windows(photograph: Image8, side: int) -> NDArray[np.uint8]:
+    """Windows [N, side, side, 3] side by side from the top left, row by row; a rest is cut off."""
+    rows, columns = photograph.shape[0] // side, photograph.shape[1] // side
+    cut = photograph[: rows * side, : columns * side]
+    tiles = cut.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+    return tiles.reshape(-1, side, side, 3)
+
+
+def flat_windows(degraded: Sequence[Image8], seed: int) -> list[FlatWindows]:
+    """The flat windows of each photograph that has some.
+
+    In a photograph, and for each range of brightness, the variances of windows without texture
+    gather around one value, that of the noise, and texture only adds to it. The value is searched
+    from the lower decile upwards: the median of all windows of up to twice the value, until it
+    stays. Unlike a low quantile, it does not depend on the share of flat windows, nor pick those
+    whose noise happens to be weak.
+
+    A range of brightness may hold nothing but texture: it is left out where its value is more than
+    four times the photograph's median window's, and so are photographs of more than four times the
+    variance of the median photograph. Windows without any variance (borders, graphics) and those
+    where values are clipped are left out too.
+
+    Args:
+        degraded: uint8 [H, W, 3] each.
+        seed: chooses among the windows of large photographs.
+
+    Raises:
+        NoFlatAreasError: if no photograph has any.
+    """
+    photographs = checked(degraded)
+    found = [_flat_windows_of(one, seed, i) for i, one in enumerate(photographs)]
+    some = [one for one in found if len(one.mean)]
+    if not some:
+        raise NoFlatAreasError(
+            f"none of the {len(photographs)} degraded photographs has {_FEWEST} windows of {SIDE} "
+            f"x {SIDE} pixels of like brightness that are neither clipped nor without any noise; "
+            f"give larger photographs, or set the noise level by hand"
+        )
+    levels = [float(one.variance.mean()) for one in some]
+    usual = float(np.median(levels))
+    return [one for one, v in zip(some, levels, strict=True) if v <= _TEXTURE * usual]
+
+
+def _flat_windows_of(photograph: Image8, seed: int, number: int) -> FlatWindows:
+    cut = windows(photograph, SIDE)
+    if len(cut) > _MOST:
+        draw = randomness.generator(seed, Stream.FIT, number)
+        cut = cut[np.sort(draw.choice(len(cut), _MOST, replace=False))]
+    values = cut.reshape(len(cut), SIDE**2, 3)
+    clipped = ((values == 0) | (values == 255)).mean(axis=(1, 2))
+    pixels = values.astype(np.float64)
+    mean, variance = pixels.mean(axis=1), pixels.var(axis=1, ddof=1)
+    usable = (clipped < _CLIPPED) & (variance > 0).all(axis=1)
+    mean, variance = mean[usable], variance[usable]
+    total = variance.mean(axis=1)
+    level = np.full(len(mean), np.nan)
+    for chosen in _by_brightness(mean):
+        level[chosen] = _typical(total[chosen])
+    known = ~np.isnan(level)
+    if not known.any():
+        return FlatWindows(mean[known], variance[known])
+    flat = (total <= _SPREAD * level) & (level <= _TEXTURE * np.median(level[known]))
+    return FlatWindows(mean[flat], variance[flat])
+
+
+def _by_brightness(mean: Array) -> Iterator[NDArray[np.intp]]:
+    """Numbers of the windows of each range of brightness that has enough of them."""
+    of_window = (mean @ LUMA // _BIN).astype(int)
+    for one in np.unique(of_window):
+        chosen = np.flatnonzero(of_window == one)
+        if len(chosen) >= _FEWEST:
+            yield chosen
+
+
+def _typical(variances: Array) -> float:
+    """The variance that flat windows gather around; see :func:`flat_windows`."""
+    level = float(np.quantile(variances, 0.1))
+    # It only rises, from one of finitely many medians to another.
+    while (median := float(np.median(variances[variances <= _SPREAD * level]))) > level:
+        level = median
+    return level
