@@ -89,6 +89,8 @@ def test_what_a_seed_means_never_changes() -> None:
         "CROP": 8,
         "SUGGEST": 9,
         "FIT": 10,
+        "TWO_SAMPLE": 11,
+        "EVALUATE": 12,
     }
     assert generator(1, 2, 3).integers(2**63) == 7338073586685795035
     assert BLOCK == 64

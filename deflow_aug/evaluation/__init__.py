@@ -1,5 +1,6 @@
 """How close are synthetic degradations to real ones?  Needs paired pictures, and numpy only."""
 
+from .divergences import akld, kld_noiseflow, kld_srgb
 from .noise import NoiseStatistics, Pair, WhiteNoise, best_white_noise, load_pairs, noise_of
 from .report import Comparison, Criterion, Reference, report, summary
 
@@ -10,7 +11,10 @@ __all__ = [
     "Pair",
     "Reference",
     "WhiteNoise",
+    "akld",
     "best_white_noise",
+    "kld_noiseflow",
+    "kld_srgb",
     "load_pairs",
     "noise_of",
     "report",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from deflow_aug import randomness
 from deflow_aug.evaluation.auc import Bools, Integers
+from deflow_aug.evaluation.scenes import scene_of
 from deflow_aug.image_files import LEFT_OUT, find_images, image_size, read_image
 from deflow_aug.images import unpack
 from deflow_aug.randomness import Stream
@@ -164,6 +164,10 @@ def _domain(
         if min(pixels.shape[1:]) < crop:
             small.append(path.name)
             continue
+        try:
+            name = scene_of(path.relative_to(folder).as_posix(), scenes)
+        except ValueError as error:
+            raise LeakError(str(error)) from error
         read += 1
         rng = randomness.generator(seed, Stream.SUGGEST, 1, number, index)
         rows, columns = ((side - crop) // align + 1 for side in pixels.shape[1:])
@@ -171,7 +175,7 @@ def _domain(
         for place in places:
             top, left = (align * int(p) for p in divmod(place, columns))
             patches.append(pixels[:, top : top + crop, left : left + crop].clone())
-            names.append(_unit(path.relative_to(folder).as_posix(), scenes))
+            names.append(name)
     unit_names, units = np.unique(names, return_inverse=True)
     if broken:
         notes.append(f"{len(broken)} files in {folder} cannot be read: {', '.join(broken[:10])}")
@@ -190,12 +194,3 @@ def _domain(
             f"least {LEAST_UNITS} are needed: add some, or choose a smaller crop"
         )
     return torch.stack(patches), units.astype(np.int64), read
-
-
-def _unit(path: str, scenes: str | None) -> str:
-    if scenes is None:
-        return path
-    match = re.search(scenes, path)
-    if match is None:
-        raise LeakError(f"the expression {scenes!r} for scenes does not match {path}")
-    return match.group(1) if match.re.groups else match.group()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Image8 = NDArray[np.uint8]
+Counts = NDArray[np.int64] | NDArray[np.float64]  # or means of them
 
 BINS = 64
 LIMIT = 0.1 * 255  # the histogram spans +-0.1 of the [0, 1] range; here in levels
@@ -128,14 +129,34 @@ def box_average(noise: Array, factor: int) -> Array:
     return np.asarray(cells / factor**2)
 
 
+def blocks(noise: Array, side: int) -> Array:
+    """Noise cut into squares, [rows, columns, side, side, C]; a rest is cut off.
+
+    Raises:
+        ValueError: if there is not one whole square.
+    """
+    rows, columns = noise.shape[0] // side, noise.shape[1] // side
+    if not rows or not columns:
+        raise ValueError(
+            f"noise of shape {noise.shape} is smaller than a block of {side} x {side} pixels"
+        )
+    cut = noise[: rows * side, : columns * side].reshape(rows, side, columns, side, -1)
+    return cut.transpose(0, 2, 1, 3, 4)
+
+
+def bin_index(noise: Array) -> NDArray[np.int64]:
+    """Which of the 64 bins of [-0.1, 0.1) each value lies in, flat; less than 0 or more beyond."""
+    # Zero lies on a bin's edge, and so may others: nudge, lest rounding errors decide.
+    index = np.floor((np.ravel(noise) + LIMIT) * (BINS / (2 * LIMIT)) + 1e-6)
+    return index.astype(np.int64)
+
+
 def histogram(noise: Array) -> NDArray[np.int64]:
     """Counts [64] over [-0.1, 0.1] of the [0, 1] range; the first and last bin are open-ended.
 
     All channels count into the same histogram.
     """
-    # Zero lies on a bin's edge, and so may others: nudge, lest rounding errors decide.
-    index = np.floor((np.ravel(noise) + LIMIT) * (BINS / (2 * LIMIT)) + 1e-6)
-    counts = np.bincount(np.clip(index, 0, BINS - 1).astype(np.int64), minlength=BINS)
+    counts = np.bincount(np.clip(bin_index(noise), 0, BINS - 1), minlength=BINS)
     return counts.astype(np.int64)
 
 
@@ -144,29 +165,35 @@ def histograms(noise: Array) -> NDArray[np.int64]:
     return np.stack([histogram(box_average(noise, factor)) for factor in FACTORS])
 
 
-def kl_divergence(p: NDArray[np.int64], q: NDArray[np.int64]) -> float:
-    """KL(p || q) = sum p ln(p / q) in nats of two histograms of counts (normalised here).
+def kl_divergences(p: Counts, q: Counts) -> Array:
+    """KL(p || q) = sum p ln(p / q) in nats of histograms of counts [..., bins]: [...].
 
-    Bins empty in either are left out, without normalising again; the sum can then be negative.
+    Each is normalised here. Bins empty in either are left out, without normalising again; the sum
+    can then be negative. nan for a histogram without counts.
     """
-    if not p.sum() or not q.sum():
-        return float("nan")
-    a, b = p / p.sum(), q / q.sum()
-    both = (p > 0) & (q > 0)
-    return float(np.sum(a[both] * np.log(a[both] / b[both])))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a, b = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+        terms = np.where((p > 0) & (q > 0), a * np.log(a / b), 0.0)
+    empty = (p.sum(-1) == 0) | (q.sum(-1) == 0)
+    return np.where(empty, np.nan, terms.sum(-1))
 
 
-def mass_left_out(p: NDArray[np.int64], q: NDArray[np.int64]) -> float:
+def kl_divergence(p: Counts, q: Counts) -> float:
+    """:func:`kl_divergences` of two histograms."""
+    return float(kl_divergences(p, q))
+
+
+def mass_left_out(p: Counts, q: Counts) -> float:
     """Share of p's counts in bins where q is empty, on which :func:`kl_divergence` is silent."""
     return float(p[q == 0].sum() / p.sum()) if p.sum() else float("nan")
 
 
-def resolution_kl(real: NDArray[np.int64], synthetic: NDArray[np.int64]) -> list[float]:
-    """KL(real || synthetic) of histograms [3, 64] at full, half and quarter resolution."""
+def resolution_kl(real: Counts, synthetic: Counts) -> list[float]:
+    """KL(real || synthetic) of histograms [3, bins] at full, half and quarter resolution."""
     return [kl_divergence(p, q) for p, q in zip(real, synthetic, strict=True)]
 
 
-def summed_kl(real: NDArray[np.int64], synthetic: NDArray[np.int64]) -> float:
+def summed_kl(real: Counts, synthetic: Counts) -> float:
     """Sum of :func:`resolution_kl` over the three resolutions."""
     return float(sum(resolution_kl(real, synthetic)))
 
