@@ -23,6 +23,7 @@ from deflow_aug.baselines import (
     WhiteNoise,
     fit_all,
 )
+from deflow_aug.baselines.flat import flat_windows
 from deflow_aug.baselines.gaussian import NoiseLevel, _non_negative, robust_level
 from deflow_aug.evaluation.noise import channel_correlation, lag_correlation
 
@@ -82,6 +83,16 @@ def test_white_noise_finds_the_level_beside_texture(sigma: float) -> None:
     found = WhiteNoise.fit(photographs(white(sigma)))
     # Rounding to 8 bits adds 1/12.
     assert found.sigma == pytest.approx(np.sqrt(sigma**2 + 1 / 12), rel=0.03)
+
+
+def test_flat_windows_of_flat_photographs_are_all_of_them_and_without_bias() -> None:
+    rng = np.random.default_rng(0)
+    noise = 20 * rng.standard_normal((1024, 1024, 3))
+    flat = np.rint(128 + noise).clip(0, 255).astype(np.uint8)
+    (found,) = flat_windows([flat], seed=0)
+    assert len(found.mean) == 64 * 64
+    assert found.variance.mean() == pytest.approx(400 + 1 / 12, rel=0.0025)
+    assert found.mean.mean() == pytest.approx(128, abs=0.1)
 
 
 def test_white_noise_is_the_mean_variance_of_photographs_of_several_levels() -> None:
@@ -163,20 +174,32 @@ def test_noise_patches_keep_level_and_correlation_of_the_real_noise() -> None:
 
 
 def test_noise_patches_have_no_lattice() -> None:
-    """Where parts meet, at any place, variance and correlation are as elsewhere."""
+    """Where parts meet, variance and correlation are as elsewhere, in one image and over many."""
     baseline = NoisePatches.fit(photographs(correlated, 4, 384), size=64)
-    clean = grey(128, 256, 256)
-    noise = np.stack([noise_in(baseline, clean, seed=i) for i in range(40)])
-    by_column = noise.var(axis=(0, 1, 3))
-    # The squares of 40 x 256 x 3 correlated values spread by some two per cent.
-    assert by_column.max() / by_column.min() < 1.25
-    pairs = (noise[:, :, :-1] * noise[:, :, 1:]).mean(axis=(0, 1, 3)) / noise.var()
-    assert np.abs(pairs - 0.5).max() < 0.1
-    # The grid's period in one image, were it there: variance by position in the stride.
-    one = noise_in(baseline, grey(128, 1024, 1024), seed=1)
-    folded = one.reshape(32, 32, 32, 32, 3).var(axis=(0, 2, 4))
-    assert folded.max() / folded.min() < 1.5
-    assert np.corrcoef(folded.mean(axis=0), np.roll(folded.mean(axis=0), 16))[0, 1] > -0.8
+    clean = grey(128, 1024, 1024)
+    noise = noise_in(baseline, clean, seed=1)
+    stride = 32  # of the parts: the grid's period, wherever it begins
+    for lines in (noise, noise.swapaxes(0, 1)):
+        squares = (lines**2).mean(axis=(0, 2)).reshape(-1, stride).mean(axis=0)
+        products = (lines[:, :-1] * lines[:, 1:]).mean(axis=(0, 2))[: 31 * stride]
+        correlation = products.reshape(-1, stride).mean(axis=0) / noise.var()
+        assert squares / noise.var() == pytest.approx(np.ones(stride), abs=0.08)
+        assert correlation == pytest.approx(np.full(stride, 0.5), abs=0.05)
+    assert not np.array_equal(noise[:stride, :stride], noise[stride : 2 * stride, :stride])
+
+
+def test_the_grid_of_parts_begins_anywhere() -> None:
+    rng = np.random.default_rng(0)
+    signs = rng.choice(np.array([100, 140], np.uint8), (40, 64, 64, 1)).repeat(3, axis=-1)
+    baseline = NoisePatches(signs, [0] * len(signs))
+    mixed = []
+    for seed in range(200):
+        # Levels of 20, but for the mean of a part, where only one part reaches.
+        size = np.abs(noise_in(baseline, grey(128, 96, 96), seed=seed))
+        mixed.append((np.abs(size - 20) > 4).mean(axis=(0, 2)) > 0.6)
+    share = np.mean(mixed, axis=0)
+    # Overlaps of 8 in strides of 32, less their two ends, where hardly anything is mixed.
+    assert share == pytest.approx(np.full(96, 6 / 32), abs=0.1)
 
 
 def test_noise_of_one_image_comes_from_one_photograph() -> None:
@@ -190,7 +213,7 @@ def test_noise_of_one_image_comes_from_one_photograph() -> None:
 
 def test_patches_are_smooth_bright_and_few() -> None:
     real = photographs(white(3.0), 4)
-    patches = NoisePatches.fit(real, size=32, max_variance=10.0)
+    patches = NoisePatches.fit(real, size=32, max_variance=10.0, raise_to_noise=False)
     values = patches.patches @ np.array([0.299, 0.587, 0.114])
     assert values.var(axis=(1, 2)).max() < 10
     bright = NoisePatches.fit(real, size=32, max_variance=10.0, min_mean=120.0)
@@ -199,10 +222,22 @@ def test_patches_are_smooth_bright_and_few() -> None:
     assert len(many.patches) == 512 < many.describe()["passed"]
 
 
+def test_the_threshold_is_raised_where_the_noise_itself_is_above_it() -> None:
+    real = [photographs(white(sigma), 1)[0] for sigma in (3.0, 9.0, 12.0)]
+    published = NoisePatches.fit(real, size=32, raise_to_noise=False)
+    raised = NoisePatches.fit(real, size=32)
+    assert published.describe()["raised_in"] == 0
+    assert published.describe()["photographs"] == 1
+    assert raised.describe()["raised_in"] == 2
+    assert raised.describe()["photographs"] == 3
+    # White noise of sigma has grey values of 0.669 sigma.
+    assert 0.35 * 81 < raised.describe()["largest_variance"] < 2.1 * 0.447 * 144
+
+
 def test_where_no_patch_passes_the_smoothest_are_taken_with_a_warning() -> None:
     real = photographs(white(12.0), 3)
     with pytest.warns(UserWarning, match=r"only 0 patches .* taking the 16 of least variance"):
-        baseline = NoisePatches.fit(real, size=32)
+        baseline = NoisePatches.fit(real, size=32, raise_to_noise=False)
     facts = baseline.describe()
     assert facts["passed"] == 0
     assert facts["patches"] == 16

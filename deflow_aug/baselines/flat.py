@@ -24,7 +24,9 @@ _BIN = 32  # levels of brightness that share what counts as flat: noise depends 
 _FEWEST = 16  # windows of a bin in a photograph, for there to be a lower decile
 _MOST = 8192  # windows of a photograph that are looked at
 _CLIPPED = 0.02  # share of values at 0 or 255 from which on noise is cut off
-_SPREAD = 2.0  # flat: up to so many times the variance of the typical flat window
+SPREAD = 2.0
+"""Flat are windows of up to so many times the variance of the typical flat one."""
+
 _TEXTURE = 4.0  # so many times the usual variance is no noise, but texture everywhere
 
 
@@ -112,10 +114,7 @@ def flat_windows(degraded: Sequence[Image8], seed: int) -> list[FlatWindows]:
 
 
 def _flat_windows_of(photograph: Image8, seed: int, number: int) -> FlatWindows:
-    cut = windows(photograph, SIDE)
-    if len(cut) > _MOST:
-        draw = randomness.generator(seed, Stream.FIT, number)
-        cut = cut[np.sort(draw.choice(len(cut), _MOST, replace=False))]
+    cut = _some_windows(photograph, seed, number)
     values = cut.reshape(len(cut), SIDE**2, 3)
     clipped = ((values == 0) | (values == 255)).mean(axis=(1, 2))
     pixels = values.astype(np.float64)
@@ -129,8 +128,41 @@ def _flat_windows_of(photograph: Image8, seed: int, number: int) -> FlatWindows:
     known = ~np.isnan(level)
     if not known.any():
         return FlatWindows(mean[known], variance[known])
-    flat = (total <= _SPREAD * level) & (level <= _TEXTURE * np.median(level[known]))
+    flat = (total <= SPREAD * level) & (level <= _TEXTURE * np.median(level[known]))
     return FlatWindows(mean[flat], variance[flat])
+
+
+def grey_levels(photographs: Sequence[Image8], seed: int) -> Array:
+    """The variance [N] that flat windows' grey values gather around in each photograph, in levels
+    squared; 0 where there is no telling: few windows, or texture everywhere.
+
+    As in :func:`flat_windows`, but over all brightnesses together.
+    """
+    levels = np.zeros(len(photographs))
+    for i, photograph in enumerate(photographs):
+        variance = grey_variance(_some_windows(photograph, seed, i))
+        variance = variance[variance > 0]
+        if len(variance) >= _FEWEST:
+            levels[i] = _typical(variance)
+    known = levels > 0
+    usual = float(np.median(levels[known])) if known.any() else 0.0
+    return np.where(levels <= _TEXTURE * usual, levels, 0)
+
+
+def grey_variance(cut: NDArray[np.uint8]) -> Array:
+    """Variance [N] of the grey values of windows [N, side, side, 3], in levels squared."""
+    grey = (cut @ LUMA).reshape(len(cut), cut.shape[1] ** 2)
+    variance = grey.var(axis=1)
+    return np.where(variance > 1e-9, variance, 0)  # equal pixels differ by rounding errors
+
+
+def _some_windows(photograph: Image8, seed: int, number: int) -> NDArray[np.uint8]:
+    """All windows, or as many as are looked at."""
+    cut = windows(photograph, SIDE)
+    if len(cut) <= _MOST:
+        return cut
+    draw = randomness.generator(seed, Stream.FIT, number)
+    return cut[np.sort(draw.choice(len(cut), _MOST, replace=False))]
 
 
 def _by_brightness(mean: Array) -> Iterator[NDArray[np.intp]]:
@@ -146,6 +178,6 @@ def _typical(variances: Array) -> float:
     """The variance that flat windows gather around; see :func:`flat_windows`."""
     level = float(np.quantile(variances, 0.1))
     # It only rises, from one of finitely many medians to another.
-    while (median := float(np.median(variances[variances <= _SPREAD * level]))) > level:
+    while (median := float(np.median(variances[variances <= SPREAD * level]))) > level:
         level = median
     return level

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,17 @@ from torch import Tensor
 from deflow_aug import randomness
 from deflow_aug.arguments import is_integer, span, whole
 from deflow_aug.baselines.base import Baseline
-from deflow_aug.baselines.flat import LUMA, Image8, NoFlatAreasError, checked, windows
+from deflow_aug.baselines.flat import (
+    LUMA,
+    SPREAD,
+    Array,
+    Image8,
+    NoFlatAreasError,
+    checked,
+    grey_levels,
+    grey_variance,
+    windows,
+)
 from deflow_aug.randomness import Stream
 
 _FEWEST = 16  # patches, below which the threshold gives way
@@ -33,7 +44,8 @@ class NoisePatches(Baseline):
     photographs of DPED), and training images of 32 x 32.
 
     **Here.** Patches are of 64 x 64 unless told, since photographs of half a megapixel hold next to
-    no flat area of 256 x 256, and the parts are smaller than either. An image that is larger than a
+    no flat area of 256 x 256, and the parts are smaller than either; where the noise itself is
+    above the threshold, that is raised (:meth:`fit`). An image that is larger than a
     part is covered by many: their grid has a random offset, they are drawn from the patches of one
     photograph, so that the noise has one level in an image, and cut out at random places. They
     overlap by a quarter of their stride, where they are cross-faded with weights whose squares add
@@ -77,8 +89,13 @@ class NoisePatches(Baseline):
         size: int = 64,
         max_variance: float = 20.0,
         min_mean: float = 0.0,
+        raise_to_noise: bool = True,
     ) -> NoisePatches:
         """Patches from smooth areas of degraded photographs, uint8 [H, W, 3] each.
+
+        A threshold below the variance of the noise itself would take the patches that happen to
+        have the least, or dark ones. So it is raised, in photographs whose own noise is stronger,
+        to twice the variance of their flat windows (``flat.grey_levels``).
 
         If fewer than 16 patches pass, it says so by a warning and in :meth:`describe`, and takes
         the 16 of least variance among those that are bright enough. Patches without any variance
@@ -88,9 +105,9 @@ class NoisePatches(Baseline):
             degraded: the photographs.
             seed: of the choice.
             size: side of the patches, in pixels, at least 8.
-            max_variance: their grey values' variance is below it, in levels squared. It must lie
-                above that of the noise: strong noise needs more than the default.
+            max_variance: their grey values' variance is below it, in levels squared.
             min_mean: their grey values' mean is above it, in levels.
+            raise_to_noise: False leaves the threshold as it is, as published.
 
         Raises:
             TypeError, ValueError: for photographs of another kind, or none, and other settings.
@@ -102,59 +119,20 @@ class NoisePatches(Baseline):
         span("max_variance", max_variance, 0)
         span("min_mean", min_mean, 0, 255)
         whole("seed", seed)
-        found, variances, sources = [], [], []
-        for number, photograph in enumerate(photographs):
-            cut = windows(photograph, size)
-            grey = (cut @ LUMA).reshape(len(cut), size**2)
-            variance = grey.var(axis=1)
-            # Grey values of equal pixels differ by rounding errors.
-            usable = (grey.mean(axis=1) > min_mean) & (variance > 1e-9)
-            # More are never kept, even if no other photograph has any.
-            least = np.flatnonzero(usable)
-            least = least[np.argsort(variance[least], kind="stable")]
-            keep = max(_FEWEST, int(np.count_nonzero(variance[least] < max_variance)))
-            found.append(cut[least[:keep]].copy())
-            variances.append(variance[least[:keep]])
-            sources.append(np.full(len(found[-1]), number))
-        return cls._chosen(
-            np.concatenate(found),
-            np.concatenate(variances),
-            np.concatenate(sources),
-            seed,
-            {"size": size, "max_variance": max_variance, "min_mean": min_mean},
-        )
-
-    @classmethod
-    def _chosen(
-        cls,
-        patches: NDArray[np.uint8],
-        variance: NDArray[np.float64],
-        photographs: NDArray[np.int64],
-        seed: int,
-        settings: dict[str, Any],
-    ) -> NoisePatches:
-        """Of patches that are bright enough those to keep."""
-        size, limit = settings["size"], settings["max_variance"]
-        if not len(patches):
-            raise NoFlatAreasError(
-                f"no degraded photograph has a patch of {size} x {size} pixels that is brighter "
-                f"than {settings['min_mean']:g} and not all of one colour; give larger "
-                f"photographs, or a smaller size or min_mean"
-            )
-        chosen = np.flatnonzero(variance < limit)
-        passed = len(chosen)
-        if passed < _FEWEST:
-            chosen = np.sort(np.argsort(variance, kind="stable")[:_FEWEST])
-            warnings.warn(
-                f"only {passed} patches of {size} x {size} pixels have a variance below {limit:g}: "
-                f"taking the {len(chosen)} of least variance, up to {variance[chosen].max():.4g}",
-                stacklevel=3,
-            )
-        if len(chosen) > _MOST:
-            draw = randomness.generator(seed, Stream.FIT)
-            chosen = np.sort(draw.choice(chosen, _MOST, replace=False))
-        facts = {"passed": passed, "largest_variance": float(variance[chosen].max())}
-        return cls(patches[chosen], photographs[chosen].tolist(), {**settings, **facts})
+        limits = np.full(len(photographs), float(max_variance))
+        if raise_to_noise:
+            limits = np.maximum(limits, SPREAD * grey_levels(photographs, seed))
+        candidates = _candidates(photographs, size, min_mean, limits)
+        chosen, passed = _chosen(candidates, limits, size, seed)
+        facts = {
+            "size": size,
+            "max_variance": float(max_variance),
+            "min_mean": float(min_mean),
+            "raised_in": int(np.count_nonzero(limits > max_variance)),
+            "passed": passed,
+            "largest_variance": float(candidates.variance[chosen].max()),
+        }
+        return cls(candidates.patches[chosen], candidates.photographs[chosen].tolist(), facts)
 
     def _sample(self, image: Tensor, temperature: float, seed: int, number: int) -> Tensor:
         noise = self._noise(image.shape[-2], image.shape[-1], seed, number)
@@ -198,6 +176,59 @@ class NoisePatches(Baseline):
             "patches": len(self.patches),
             "photographs": len(np.unique(self.photographs)),
         }
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    patches: NDArray[np.uint8]  # [N, size, size, 3]
+    variance: Array  # [N], of grey values
+    photographs: NDArray[np.int64]  # [N]
+
+
+def _candidates(
+    photographs: Sequence[Image8], size: int, min_mean: float, limits: Array
+) -> _Candidates:
+    """Of each photograph the bright patches below its limit, or else some of least variance."""
+    found, variances, sources = [], [], []
+    for number, photograph in enumerate(photographs):
+        cut = windows(photograph, size)
+        variance, mean = grey_variance(cut), (cut @ LUMA).mean(axis=(1, 2))
+        usable = np.flatnonzero((mean > min_mean) & (variance > 0))
+        usable = usable[np.argsort(variance[usable], kind="stable")]
+        # No more are ever kept, even if no other photograph has any.
+        keep = max(_FEWEST, int(np.count_nonzero(variance[usable] < limits[number])))
+        found.append(cut[usable[:keep]])
+        variances.append(variance[usable[:keep]])
+        sources.append(np.full(len(found[-1]), number))
+    result = _Candidates(*(np.concatenate(one) for one in (found, variances, sources)))
+    if not len(result.patches):
+        raise NoFlatAreasError(
+            f"no degraded photograph has a patch of {size} x {size} pixels that is brighter than "
+            f"{min_mean:g} and not all of one colour; give larger photographs, or a smaller size "
+            f"or min_mean"
+        )
+    return result
+
+
+def _chosen(
+    candidates: _Candidates, limits: Array, size: int, seed: int
+) -> tuple[NDArray[np.intp], int]:
+    """The numbers of the candidates to keep, and how many passed."""
+    variance = candidates.variance
+    chosen = np.flatnonzero(variance < limits[candidates.photographs])
+    passed = len(chosen)
+    if passed < _FEWEST:
+        chosen = np.sort(np.argsort(variance, kind="stable")[:_FEWEST])
+        warnings.warn(
+            f"only {passed} patches of {size} x {size} pixels have a variance below "
+            f"{limits.max():.4g}: taking the {len(chosen)} of least variance, up to "
+            f"{variance[chosen].max():.4g}",
+            stacklevel=3,
+        )
+    if len(chosen) > _MOST:
+        draw = randomness.generator(seed, Stream.FIT)
+        chosen = np.sort(draw.choice(chosen, _MOST, replace=False))
+    return chosen, passed
 
 
 def _fade(part: int, overlap: int) -> NDArray[np.float32]:
