@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,15 @@ from deflow_aug.arguments import (
 from deflow_aug.card import model_card
 from deflow_aug.devices import resolve
 from deflow_aug.halo import measured_halo
+from deflow_aug.image_rows import open_rows, png_writer
 from deflow_aug.images import unpack
 from deflow_aug.model import DeFlow, Domain, channels_last
-from deflow_aug.pieces import Canvas, cut, extent
+from deflow_aug.pieces import extent
 from deflow_aug.randomness import Stream
 from deflow_aug.resize import bicubic_downscale
-from deflow_aug.sampling import Place, Request, image_seed, prepared, sample
-from deflow_aug.tiling import most_pixels, plan
+from deflow_aug.sampling import Request, image_seed, prepared
+from deflow_aug.tiled import sample_image, sample_rows
+from deflow_aug.tiling import Tile, most_pixels, plan
 
 __all__ = ["EIGHT_BIT_STEPS", "DeFlowDegrader", "Images"]
 
@@ -352,6 +355,41 @@ class DeFlowDegrader(ModelHubMixin):
             return bits.cpu().numpy()
         return float(bits)
 
+    def degrade_file(
+        self,
+        source: str | os.PathLike[str],
+        targets: Sequence[str | os.PathLike[str]],
+        temperature: float = 1.0,
+        *,
+        seed: int | None = None,
+        domain: Domain | None = None,
+        tile: int | str | None = "auto",
+    ) -> None:
+        """Degraded versions of an image file, which need not fit into memory.
+
+        They are computed and written by rows of tiles; of results no more is held. So are PNG
+        files read, of any size; files of other formats are decoded whole, within Pillow's limit.
+        The results are those of :meth:`degrade` for the image that ``read_image`` returns.
+
+        Args:
+            source: the image file.
+            targets: a PNG file for each sample; their folders are made if need be.
+            temperature, seed, domain, tile: as in :meth:`degrade`, for one image.
+
+        Raises:
+            deflow_aug.image_files.UnreadableImageError: (an OSError) if the image cannot be read.
+            ValueError: for arguments that do not fit, or if PNG files cannot hold the image's mode.
+            OSError: if the results cannot be written. What there is of them is removed.
+        """
+        if isinstance(targets, (str, os.PathLike)) or not targets:
+            raise ValueError(f"expected a list of files to write, got {targets!r}")
+        request = self._request(1, len(targets), seed, domain, temperature)
+        with ExitStack() as files:
+            photo = open_rows(source, files)
+            tiles = self._tiles((1, photo.height, photo.width), len(targets), tile)
+            writers = [files.enter_context(png_writer(path, photo.height)) for path in targets]
+            sample_rows(self.model, photo, tiles, request, writers)
+
     def _sample(
         self,
         img: Images,
@@ -365,32 +403,37 @@ class DeFlowDegrader(ModelHubMixin):
         """Samples of an image or a batch, tile by tile."""
         if not is_integer(n_samples) or n_samples < 1:
             raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}")
-        config, size = self.model.config, extent(img)
-        limit = most_pixels(config, int(n_samples), self.device, math.prod(size))
-        tiles = plan(size, tile, config.size_multiple, limit, self.halo)
-        unpacked = unpack(img) if len(tiles) == 1 else None
-        for part in tiles if unpacked is None else ():
-            unpack(cut(img, part.box))  # what is wrong with an image is told before it is computed
-        request = Request(
-            per_image_seeds(seed, size[0]),
-            per_image_temperature(temperature, size[0]),
-            per_image_domains(domain, size[0], config.domains, way.get("restoring", False)),
-            int(n_samples),
+        size = extent(img)
+        tiles = self._tiles(size, int(n_samples), tile)
+        request = self._request(size[0], int(n_samples), seed, domain, temperature, **way)
+        return sample_image(self.model, img, tiles, request)
+
+    def _tiles(
+        self, size: tuple[int, int, int], n_samples: int, tile: int | str | None
+    ) -> list[Tile]:
+        limit = most_pixels(self.model.config, n_samples, self.device, math.prod(size))
+        return plan(size, tile, self.model.config.size_multiple, limit, self.halo)
+
+    def _request(
+        self,
+        images: int,
+        n_samples: int,
+        seed: Seed,
+        domain: Domains,
+        temperature: float | Sequence[float] | Tensor,
+        **way: bool,
+    ) -> Request:
+        """What callers ask for, checked."""
+        known, restoring = self.model.config.domains, way.get("restoring", False)
+        return Request(
+            per_image_seeds(seed, images),
+            per_image_temperature(temperature, images),
+            per_image_domains(domain, images, known, restoring),
+            n_samples,
             conditioning_noise=self.conditioning_noise,
             dequantize=self.dequantize,
             **way,
         )
-        stack = n_samples > 1
-        if unpacked is not None:
-            return unpacked.pack(sample(self.model, unpacked.pixels, request), stack)
-        canvas = Canvas(img, int(n_samples), stack)
-        for part in tiles:
-            window = part.window
-            piece = unpack(cut(img, window))
-            place = Place(window.rows.start, window.columns.start, *size[1:])
-            samples = sample(self.model, piece.pixels, request.of(window.images), place)
-            canvas.paste(piece.pack(samples, stack=True), window, part.box)
-        return canvas.result()
 
     def halo(self) -> int:
         """Pixels around each tile that are computed with it; measured once for a model."""

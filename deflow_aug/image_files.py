@@ -6,6 +6,8 @@ import io
 import math
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,11 @@ _FORMATS |= {f".{name.lower()}": name for name in _MODES if name not in _FORMATS
 _OPTIONS: dict[str, dict[str, Any]] = {
     # Full chroma resolution: a re-encode must not wash out the degradation.
     "JPEG": {"quality": 95, "subsampling": 0},
-    # Noise hardly gets smaller at higher levels, it only takes longer.
-    "PNG": {"compress_level": 3},
     "WEBP": {"lossless": True, "exact": True},
 }
+PNG_LEVEL = 3
+"""Compression of PNG files. Noise hardly gets smaller at higher levels, it only takes longer."""
+
 _KEEPS_PROFILE_AND_EXIF = frozenset({"JPEG", "PNG", "TIFF", "WEBP"})
 _KEEPS_COLOUR_KEY = frozenset({"GIF", "PNG", "WEBP"})
 
@@ -105,7 +108,11 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image | Array:
     """
     path = Path(path)
     _check_kind(path)
-    data = path.read_bytes()
+    return decoded(path.read_bytes(), path)
+
+
+def decoded(data: bytes, path: Path) -> Image.Image | Array:
+    """What `read_image` returns, of a file's contents; raises as that does."""
     if not data:
         raise UnreadableImageError(f"cannot read image {path}: the file is empty (0 bytes)")
     try:
@@ -115,7 +122,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image | Array:
             img.load()
             if full_scale is None:
                 return _upright(img)
-            return _read_deep(data, full_scale, _orientation(img))
+            return _read_deep(data, full_scale, orientation(img))
     except (ImportError, MemoryError):
         raise  # nothing is wrong with the file
     except UnidentifiedImageError as error:
@@ -168,7 +175,8 @@ def _too_large(error: Exception) -> str:
     return (
         f"{error}. It is larger than Pillow's limit of {limit / 1e6:.0f} megapixels, which keeps "
         "malicious files from filling the memory: cut it into parts, or raise "
-        "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        "PIL.Image.MAX_IMAGE_PIXELS if you trust it ('deflow-aug degrade' reads PNG files, and "
+        "degrader.degrade_file too, part by part, whatever their size)"
     )
 
 
@@ -185,7 +193,7 @@ def _upright(img: Image.Image) -> Image.Image:
         return copy
 
 
-def _orientation(img: Image.Image) -> int:
+def orientation(img: Image.Image) -> int:
     try:
         return int(img.getexif().get(0x0112, 1))
     except Exception:
@@ -266,21 +274,32 @@ def write_image(image: Image.Image | Array, path: str | os.PathLike[str]) -> Non
             f"cannot write {path}: unknown suffix {path.suffix!r}, use one of "
             f"{', '.join(sorted(IMAGE_SUFFIXES))}"
         )
-    data = _encoded(image, path)
+    data = encoded(image, path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: its folder does not exist; create it first")
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file's name; the file takes the place of `path` at the end, if all goes well."""
     # A name of its own in the same folder, since only there os.replace is atomic. Unlike one from
     # the tempfile module it gets the permissions that the user's other new files get.
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(data)
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _encoded(image: Image.Image | Array, path: Path) -> bytes:
+def encoded(image: Image.Image | Array, path: Path, png_level: int = PNG_LEVEL) -> bytes:
+    """The contents of the file that `write_image` writes; raises as that does.
+
+    png_level: compression of PNG files, 0 (none) to 9.
+    """
     if isinstance(image, np.ndarray):
         if image.dtype.name not in ("uint8", "uint16"):
             raise TypeError(
@@ -295,7 +314,7 @@ def _encoded(image: Image.Image | Array, path: Path) -> bytes:
         if channels == 1:
             image = image.reshape(image.shape[:2])
         elif image.dtype.name == "uint16":
-            return _encoded_deep(image, path)
+            return _encoded_deep(image, path, png_level)
         image = Image.fromarray(image.astype(image.dtype.newbyteorder("=")))
     if not isinstance(image, Image.Image):
         raise TypeError(
@@ -316,6 +335,8 @@ def _encoded(image: Image.Image | Array, path: Path) -> bytes:
             f'({path}); use .png, or convert the image with image.convert("RGBA")'
         )
     options = dict(_OPTIONS.get(name, {}))
+    if name == "PNG":
+        options["compress_level"] = png_level
     if name in _KEEPS_PROFILE_AND_EXIF:
         if profile := image.info.get("icc_profile"):
             options["icc_profile"] = profile
@@ -341,7 +362,7 @@ def _sixteen_bit_grey(image: Image.Image) -> Image.Image:
     return converted
 
 
-def _encoded_deep(image: Array, path: Path) -> bytes:
+def _encoded_deep(image: Array, path: Path, png_level: int) -> bytes:
     """Encode uint16 (H, W, 2, 3 or 4)."""
     channels, suffix = image.shape[-1], path.suffix.lower()
     suffixes = (".png", ".tif", ".tiff") + ((".ppm",) if channels == 3 else ())
@@ -353,7 +374,7 @@ def _encoded_deep(image: Array, path: Path) -> bytes:
     cv2 = _opencv()
     order = {2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
     native = np.ascontiguousarray(image[..., order], np.uint16)
-    flags = [cv2.IMWRITE_PNG_COMPRESSION, 3] if suffix == ".png" else []
+    flags = [cv2.IMWRITE_PNG_COMPRESSION, png_level] if suffix == ".png" else []
     done, data = cv2.imencode(suffix, native, flags)
     if not done:
         raise OSError(f"OpenCV cannot encode {path}")

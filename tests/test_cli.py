@@ -10,7 +10,8 @@ from PIL import Image
 from small import small_model
 from test_data import write_noise
 
-from deflow_aug.cli import COMMANDS, degrade, main, module
+from deflow_aug import image_rows
+from deflow_aug.cli import COMMANDS, main, module
 from deflow_aug.degrader import DeFlowDegrader
 
 
@@ -220,14 +221,14 @@ def test_whatever_keeps_a_photo_from_being_read_concerns_it_alone(
 ) -> None:
     for name in ("bad", "good"):
         write_noise(tmp_path / "photos" / f"{name}.png", 16, 16)
-    honest = degrade.read_image
+    honest = image_rows.decoded
 
-    def read(path: Path) -> object:
+    def decoded(data: bytes, path: Path) -> object:
         if path.stem == "bad":
             raise error("cannot")
-        return honest(path)
+        return honest(data, path)
 
-    monkeypatch.setattr(degrade, "read_image", read)
+    monkeypatch.setattr(image_rows, "decoded", decoded)
     output = tmp_path / "out"
     command = ["degrade", str(tmp_path / "photos"), f"--output={output}", f"--weights={weights}"]
     assert main(command) == 1

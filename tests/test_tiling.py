@@ -16,7 +16,7 @@ from test_degrader import CALM, KINDS, STATISTICS, difference, look, numbers, st
 from torch import Tensor
 from torch.testing import assert_close
 
-from deflow_aug import DeFlowDegrader, degrader, tiling
+from deflow_aug import DeFlowDegrader, tiled, tiling
 from deflow_aug.cli import main
 from deflow_aug.config import ModelConfig
 from deflow_aug.halo import cut_errors, measured_halo, radius
@@ -145,7 +145,7 @@ def test_what_is_wrong_with_an_image_is_told_first(monkeypatch: pytest.MonkeyPat
         raise AssertionError("computed")
 
     made = make(8)
-    monkeypatch.setattr(degrader, "sample", fail)
+    monkeypatch.setattr(tiled, "sample", fail)
     image = np.full((40, 40, 3), 0.5)
     image[39, 39] = 3.0
     with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
@@ -246,7 +246,7 @@ def test_auto_keeps_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     made = make(32)
     image = tensor(2, 3, 130, 400)
     whole = made.degrade(image, seed=7)
-    monkeypatch.setattr(degrader, "sample", spy)
+    monkeypatch.setattr(tiled, "sample", spy)
     monkeypatch.setattr(tiling, "WORKING_MEMORY", 22_000 * bytes_per_pixel(made.model.config, 1))
     assert difference(made.degrade(image, seed=7), whole) < 0.1 / 255
     assert len(seen) > 4

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 from tqdm import tqdm
 
 from deflow_aug.hub import DEFAULT_WEIGHTS
-from deflow_aug.image_files import UnreadableImageError, find_images, read_image, write_image
+from deflow_aug.image_files import UnreadableImageError, find_images
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -76,22 +76,17 @@ def run(arguments: Namespace) -> int:
     failed = 0
     for source, relative in tqdm(jobs, desc="degrading", unit="photo"):
         try:
-            image = _read(source)
-            if isinstance(image, Image.Image) and image.mode in ("CMYK", "LAB"):
-                image = image.convert("RGB")  # PNG holds no others
-            samples = degrader.degrade(
-                image,
-                arguments.temperature,
-                arguments.samples,
-                seed=_seed(arguments.seed, relative),
-                domain=domain,
-                tile=tile,
-            )
-            del image  # where it is large, memory for its result's file
-            for number, sample in enumerate([samples] if arguments.samples == 1 else samples):
-                target = _target(output, relative, number, arguments.samples)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                write_image(sample, target)
+            with warnings.catch_warnings():
+                # That a photo is large enough to be malicious; these are the user's own.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                degrader.degrade_file(
+                    source,
+                    _targets(output, relative, arguments.samples),
+                    arguments.temperature,
+                    seed=_seed(arguments.seed, relative),
+                    domain=domain,
+                    tile=tile,
+                )
         except (UnreadableImageError, ValueError, RuntimeError, MemoryError) as error:
             # RuntimeError is what torch raises when memory runs out: a smaller photo may still fit.
             # Other OSErrors come from writing (a full disk) and concern all photos.
@@ -134,14 +129,6 @@ def _tile(text: str) -> int | str:
     return int(text)
 
 
-def _read(source: Path) -> Any:
-    """The photo; whatever keeps it from being read is an UnreadableImageError."""
-    try:
-        return read_image(source)
-    except (OSError, ImportError) as error:
-        raise UnreadableImageError(str(error)) from error
-
-
 def _jobs(photos: list[Path]) -> Iterator[tuple[Path, Path]]:
     """Each input file with the path of its result under the output folder, suffix still its own."""
     for photo in photos:
@@ -157,10 +144,11 @@ def _jobs(photos: list[Path]) -> Iterator[tuple[Path, Path]]:
             raise FileNotFoundError(f"no file or folder {photo}")
 
 
-def _target(output: Path, relative: Path, number: int, samples: int) -> Path:
-    name = relative.stem + (f"_{number + 1}" if samples > 1 else "")
+def _targets(output: Path, relative: Path, samples: int) -> list[Path]:
+    """Where a photo's results are written."""
+    numbers = [""] if samples == 1 else [f"_{number + 1}" for number in range(samples)]
     # Always PNG: a lossy format would degrade the result once more.
-    return output / relative.with_name(f"{name}.png")
+    return [output / relative.with_name(f"{relative.stem}{number}.png") for number in numbers]
 
 
 def _check_targets(jobs: list[tuple[Path, Path]], output: Path, samples: int) -> None:
@@ -169,8 +157,7 @@ def _check_targets(jobs: list[tuple[Path, Path]], output: Path, samples: int) ->
     folders = {path.parent for path in inputs}
     owners: dict[Path, Path] = {}
     for source, relative in jobs:
-        for number in range(samples):
-            target = _target(output, relative, number, samples)
+        for target in _targets(output, relative, samples):
             # A file of that name beside the photos is taken for a photo too.
             place = target.resolve()
             if place in inputs or (place.parent in folders and place.exists()):
