@@ -167,6 +167,19 @@ def test_akld_of_two_gaussian_noises(sigma: float) -> None:
     assert akld(real, [fake]) == pytest.approx(expected, rel=0.04)
 
 
+def test_akld_prefers_white_noise_to_a_second_shot_of_correlated_noise() -> None:
+    rng = np.random.default_rng(8)
+
+    def shot() -> np.ndarray:
+        n = rng.standard_normal((302, 302, 3))
+        rows = n[2:] + n[1:-1] + n[:-2]
+        return (rows[:, 2:] + rows[:, 1:-1] + rows[:, :-2]) / 3
+
+    real, white = shot(), rng.standard_normal((300, 300, 3))
+    found = [akld(real, [fake]) for fake in (shot(), white, 0.8 * white)]
+    assert found == pytest.approx([0.15, 0.105, 0.095], abs=0.006)
+
+
 def test_akld_refuses_what_it_cannot_compare() -> None:
     noise = np.zeros((8, 8, 3))
     with pytest.raises(ValueError, match="no draws"):

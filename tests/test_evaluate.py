@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deflow_aug.baselines import Nothing, WhiteNoise
 from deflow_aug.evaluation import floors
 from deflow_aug.evaluation.compare import OTHERS, SAME, Evaluation, evaluate
-from deflow_aug.evaluation.degraders import White
 from deflow_aug.evaluation.divergences import akld, kld_noiseflow, kld_srgb, noiseflow_counts
 from deflow_aug.evaluation.intervals import Interval, resample_weights
 from deflow_aug.evaluation.measured import FIGURES
@@ -65,8 +65,8 @@ PAIRS = make_pairs()
 DEGRADERS = {
     "same": Knowing(),
     "keeps": Same(keeps=True),
-    "white": White(6.0),
-    "nothing": White(0.0),
+    "white": WhiteNoise(6.0),
+    "nothing": Nothing(),
 }
 
 
@@ -151,7 +151,7 @@ def test_differences_are_to_the_first(found: Evaluation) -> None:
 
 def test_the_seed_alone_decides(found: Evaluation) -> None:
     state = np.random.get_state()[1].tolist()  # noqa: NPY002
-    again = evaluate(PAIRS, {"same": Knowing(), "white": White(6.0)}, draws=3, seed=1)
+    again = evaluate(PAIRS, {"same": Knowing(), "white": WhiteNoise(6.0)}, draws=3, seed=1)
     assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
     assert again.methods["white"] == found.methods["white"]
     assert again.differences["white"] == found.differences["white"]
@@ -161,25 +161,25 @@ def test_the_seed_alone_decides(found: Evaluation) -> None:
 
 
 def test_temperature_reaches_the_degraders() -> None:
-    found = evaluate(PAIRS[:1], {"white": White(6.0)}, temperature=0.5, draws=1)
+    found = evaluate(PAIRS[:1], {"white": WhiteNoise(6.0)}, temperature=0.5, draws=1)
     noise = noise_of(found.samples["white"][0], PAIRS[0].clean)
     assert noise.std() == pytest.approx(3, rel=0.05)
 
 
 def test_one_pair_has_no_interval_and_no_other_pictures() -> None:
-    found = evaluate(PAIRS[:1], {"white": White(6.0)}, draws=1)
+    found = evaluate(PAIRS[:1], {"white": WhiteNoise(6.0)}, draws=1)
     assert OTHERS not in found.floors
     assert math.isnan(found.methods["white"]["akld"].low)
     assert found.methods["white"]["akld"].value > 0
 
 
 def test_pairs_of_one_scene_are_drawn_together() -> None:
-    found = evaluate(PAIRS, {"white": White(6.0)}, draws=1, scenes=r"^(\w+)_\d")
+    found = evaluate(PAIRS, {"white": WhiteNoise(6.0)}, draws=1, scenes=r"^(\w+)_\d")
     assert found.scenes == 3
     with pytest.raises(ValueError, match="does not match"):
-        evaluate(PAIRS, {"white": White(6.0)}, scenes="^kitchen")
+        evaluate(PAIRS, {"white": WhiteNoise(6.0)}, scenes="^kitchen")
     with pytest.raises(ValueError, match="no regular expression"):
-        evaluate(PAIRS, {"white": White(6.0)}, scenes="(")
+        evaluate(PAIRS, {"white": WhiteNoise(6.0)}, scenes="(")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_pairs_of_one_scene_are_drawn_together() -> None:
     ],
 )
 def test_senseless_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
-    given: dict[str, Any] = {"pairs": PAIRS[:1], "degraders": {"white": White(1.0)}}
+    given: dict[str, Any] = {"pairs": PAIRS[:1], "degraders": {"white": WhiteNoise(1.0)}}
     with pytest.raises(ValueError, match=message):
         evaluate(**{**given, **arguments})
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "Train on folders of your own: clean and degraded images, unpaired, paired, or both.",
     "adapt": "Add a camera to trained weights from a few degraded photographs, without training.",
     "suggest": "Suggest s, the downsampling factor of the conditioning, for two folders.",
+    "evaluate": "Measure how real degradations are: on pairs, or against real photographs without ground truth.",  # noqa: E501
     "info": "Tell what weights are: settings, size, training data, health of the latent shift.",
     "convert": "Convert a published DeFlow checkpoint (.pth) to a folder that from_pretrained loads.",  # noqa: E501
 }

@@ -23,7 +23,7 @@ from .scenes import scene_of
 LEAST_SIDE = 64
 """Pictures need sides of so many pixels."""
 
-SAME, OTHERS = "real, same picture", "real, other pictures"
+SAME, OTHERS = "floor: same picture", "floor: other pictures"
 """Names of the floors."""
 
 Figures = dict[str, Interval]

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from deflow_aug import randomness
 from deflow_aug.evaluation.auc import Bools, Integers
+from deflow_aug.evaluation.photographs import left_out, usable
 from deflow_aug.evaluation.scenes import scene_of
-from deflow_aug.image_files import LEFT_OUT, find_images, image_size, read_image
-from deflow_aug.images import unpack
+from deflow_aug.image_files import LEFT_OUT, find_images, image_size
 from deflow_aug.randomness import Stream
 
 CROP = 256
@@ -154,16 +153,10 @@ def _domain(
     """Crops uint8 [N, 3, crop, crop] of a folder, their units, and the number of images."""
     patches: list[Tensor] = []
     names: list[str] = []
-    broken, small, read = [], [], 0
-    for index, path in enumerate(tqdm(paths[:images], f"reading {folder.name}", leave=False)):
-        try:
-            pixels = (unpack(read_image(path)).pixels[0] * 255).round().byte()
-        except LEFT_OUT:
-            broken.append(path.name)
-            continue
-        if min(pixels.shape[1:]) < crop:
-            small.append(path.name)
-            continue
+    broken: list[str] = []
+    small: list[str] = []
+    read = 0
+    for index, path, pixels in usable(paths[:images], crop, broken, small):
         try:
             name = scene_of(path.relative_to(folder).as_posix(), scenes)
         except ValueError as error:
@@ -177,13 +170,7 @@ def _domain(
             patches.append(pixels[:, top : top + crop, left : left + crop].clone())
             names.append(name)
     unit_names, units = np.unique(names, return_inverse=True)
-    if broken:
-        notes.append(f"{len(broken)} files in {folder} cannot be read: {', '.join(broken[:10])}")
-    if small:
-        notes.append(
-            f"{len(small)} images in {folder} are smaller than the crop of {crop} x {crop} pixels: "
-            f"{', '.join(small[:10])}"
-        )
+    notes += left_out(folder, broken, small, f"the crop of {crop} x {crop} pixels")
     if len(paths) > images:
         notes.append(f"{images} of the {len(paths)} images in {folder} were drawn")
     if len(unit_names) < LEAST_UNITS:

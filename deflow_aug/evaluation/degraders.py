@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .noise import Image8, add_white_noise
+from .noise import Image8
 
 if TYPE_CHECKING:
     from deflow_aug.degrader import DeFlowDegrader
@@ -61,21 +61,6 @@ class OfDomain:
         return -float(
             self.degrader.log_prob(img, self.domain if degraded and self.domain else "clean")
         )
-
-
-@dataclass(frozen=True)
-class White:
-    """White Gaussian noise of ``sigma`` levels, times the temperature; 0: nothing at all."""
-
-    sigma: float
-
-    def degrade(
-        self, img: Image8, temperature: float = 1.0, n_samples: int = 1, *, seed: int | None = None
-    ) -> Any:
-        """Samples of ``img``, rounded and clipped to 8 bits."""
-        rng = np.random.default_rng(seed)
-        samples = [add_white_noise(img, temperature * self.sigma, rng) for _ in range(n_samples)]
-        return np.stack(samples) if n_samples > 1 else samples[0]
 
 
 def draw(

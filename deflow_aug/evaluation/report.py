@@ -31,7 +31,7 @@ from .noise import (
     summed_kl,
     white_noise,
 )
-from .tables import Table, number
+from .tables import Table, number, without_nan
 
 # What a model is held to (see Comparison.criteria).
 LAG_TOLERANCE = 0.10
@@ -211,7 +211,7 @@ class Comparison:
             "pairs": pairs,
             "seed": ref.seed,
         }
-        return dict(_without_nan(result))
+        return dict(without_nan(result))
 
     def to_markdown(self) -> str:
         """Per-pair table, summary table, criteria."""
@@ -301,11 +301,3 @@ def _mean(statistics: Sequence[NoiseStatistics], key: str) -> float:
 
 def _plain(statistics: NoiseStatistics) -> dict[str, float]:
     return {key: getattr(statistics, key) for key in (*_COLUMNS, "lag")}
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

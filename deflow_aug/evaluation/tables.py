@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Table:
 
         The table stands in a ``div`` of class "scroll", which a style sheet may let scroll where
         the page is too narrow; cells to the right have the class "r". The first cell of a row is
-        its head.
+        its head. Intervals, as in "0.12 [0.10, 0.14]", stand in a ``span`` of class "interval".
         """
         parts = ['<figure class="table">']
         if self.title:
@@ -81,7 +82,7 @@ class Table:
         for number, (cell, side) in enumerate(zip(cells, self.alignment, strict=True)):
             tag = "th" if number < heads else "td"
             attribute = ' class="r"' if side == "r" else ""
-            row.append(f"<{tag}{attribute}>{_marked(cell)}</{tag}>")
+            row.append(f"<{tag}{attribute}>{_with_interval(cell)}</{tag}>")
         return "".join(row)
 
 
@@ -90,8 +91,23 @@ def number(value: float, digits: int = 3) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
+def without_nan(value: Any) -> Any:
+    """Dictionaries and lists of figures for JSON, which knows no nan: it becomes None."""
+    if isinstance(value, dict):
+        return {key: without_nan(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _with_interval(cell: str) -> str:
+    return re.sub(
+        r" (\[[^\[\]]+, [^\[\]]+\])$", r' <span class="interval">\1</span>', _marked(cell)
+    )
 
 
 def _marked(text: str) -> str:
