@@ -201,14 +201,17 @@ def middle(image: Tensor, side: int) -> Tensor:
 @torch.no_grad()
 def measure(upscale: Upscale, pairs: Iterable[Pair], border: int) -> tuple[float, float]:
     """PSNR in dB and SSIM, means over the pairs."""
-    figures = []
-    for lq, gt in pairs:
-        both = [x[..., border:-border, border:-border] for x in (eight_bits(upscale(lq)), gt)]
-        psnr = metrics.peak_signal_noise_ratio(*both, data_range=1.0, dim=(1, 2, 3))
-        ssim = metrics.structural_similarity_index_measure(*both, data_range=1.0)
-        figures.append((float(psnr), float(ssim)))
+    inner = slice(border, -border)
+    figures = [psnr_ssim(*(x[..., inner, inner] for x in (upscale(lq), gt))) for lq, gt in pairs]
     psnrs, ssims = zip(*figures, strict=True)
     return statistics.fmean(psnrs), statistics.fmean(ssims)
+
+
+def psnr_ssim(result: Tensor, gt: Tensor) -> tuple[float, float]:
+    """PSNR in dB and SSIM of images [B, 3, H, W], the result rounded to 8 bits."""
+    both = eight_bits(result), gt
+    psnr = metrics.peak_signal_noise_ratio(*both, data_range=1.0, dim=(1, 2, 3))
+    return float(psnr), float(metrics.structural_similarity_index_measure(*both, data_range=1.0))
 
 
 @torch.no_grad()

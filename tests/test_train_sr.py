@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from clean_images import degrader, same
-from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
+from without_torchvision import without_torchvision
 
 from deflow_aug import randomness
 from deflow_aug.evaluation import Pair
@@ -24,18 +24,8 @@ SIDE = 48
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[Any]:
-    """The example as a module.
-
-    torchmetrics imports torchvision wherever that is installed, but PyPI's build of it cannot be
-    imported beside a CPU build of PyTorch. PSNR and SSIM need none of it.
-    """
-    there = RequirementCache.__bool__
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            RequirementCache,
-            "__bool__",
-            lambda self: "torchvision" not in str(self.requirement) and there(self),
-        )
+    """The example as a module."""
+    with without_torchvision() as patch:
         spec = importlib.util.spec_from_file_location("train_sr", EXAMPLE)
         assert spec is not None
         assert spec.loader is not None
