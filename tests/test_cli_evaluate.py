@@ -146,6 +146,16 @@ def test_the_page_holds_everything_and_needs_nothing(
     assert sorted(path.suffix for path in output.iterdir()) == [".html", *[".png"] * 8]
 
 
+def test_noise_at_inference_can_be_chosen(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--weights", str(data / "small"), "--draws", "2"]
+    words += ["--pairs", str(data / "two/validation")]
+    printed = []
+    for further in ([], ["--dequantize"], ["--plain_conditioning"]):
+        assert main([*words, *further]) == 0
+        printed.append(capsys.readouterr().out.split("## Settings")[0])
+    assert len(set(printed)) == 3
+
+
 def _decoded(image: dict[str, Any]) -> bytes:
     kind, _, text = image["src"].partition(",")
     assert kind == "data:image/png;base64"

@@ -72,7 +72,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--temperature", type=float, default=1.0, help="of all samples")
     parser.add_argument("--draws", type=int, default=4, help="samples of each clean picture")
-    parser.add_argument("--dequantize", action="store_true", help="with dequantisation noise")
+    parser.add_argument(
+        "--dequantize", action="store_true", help="with dequantisation noise at inference"
+    )
+    parser.add_argument(
+        "--plain_conditioning", action="store_true", help="without noise on h(x) at inference"
+    )
     parser.add_argument(
         "--scenes",
         type=str,
@@ -189,7 +194,10 @@ def _models(arguments: Namespace) -> dict[str, OfDomain]:
                 f"--weights takes NAME=WEIGHTS, or weights alone, each name once, got {text!r}"
             )
         degrader = DeFlowDegrader.from_pretrained(
-            weights, device=arguments.device, dequantize=arguments.dequantize
+            weights,
+            device=arguments.device,
+            dequantize=arguments.dequantize,
+            conditioning_noise=not arguments.plain_conditioning,
         )
         found[name] = OfDomain(degrader, arguments.domain)
     return found
