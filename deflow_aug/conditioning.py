@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deflow_aug.config import ModelConfig
+from deflow_aug.dense import NEGATIVE_SLOPE
 from deflow_aug.flow.features import FeatureMap
 from deflow_aug.resize import bicubic_downscale
-from deflow_aug.rrdb import NEGATIVE_SLOPE, RRDBTrunk
+from deflow_aug.rrdb import RRDBTrunk, convolve_with
 
 
 def domain_invariant(x: Tensor, scale: int, noise: Tensor | None = None) -> Tensor:
@@ -51,7 +53,7 @@ class ConditioningNetwork(nn.Module):
         last, outputs = self.trunk(h, self.stacked_blocks)
         maps = {1.0: last}
         for doubling, conv in enumerate(self.upconvs):
-            y = conv(F.interpolate(maps[2.0**doubling], scale_factor=2, mode="nearest"))
+            y = convolve_with(cast(nn.Conv2d, conv), maps[2.0**doubling], repeats=2)
             maps[2.0 ** (doubling + 1)] = F.leaky_relu(y, NEGATIVE_SLOPE)
         features = []
         for factor in self.factors:

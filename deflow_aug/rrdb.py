@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import chain
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deflow_aug.dense import (
+    NEGATIVE_SLOPE,
+    RESIDUAL_SCALE,
+    BlockKernels,
+    rrdb,
+    rrdb_with_gradients,
+)
+from deflow_aug.flow.convolution import convolve, in_tiles
+from deflow_aug.flow.folding import Folding
 from deflow_aug.recompute import recomputed
-
-NEGATIVE_SLOPE = 0.2
-RESIDUAL_SCALE = 0.2
 
 
 class ResidualDenseBlock(nn.Module):
@@ -31,8 +39,13 @@ class ResidualDenseBlock(nn.Module):
             maps.append(F.leaky_relu_(conv(torch.cat(maps, 1)), NEGATIVE_SLOPE))
         return torch.add(x, last(torch.cat(maps, 1)), alpha=RESIDUAL_SCALE)
 
+    def weights_and_biases(self) -> list[Tensor]:
+        """Of all convolutions the weights, then the biases."""
+        convs = [cast(nn.Conv2d, conv) for conv in self.convs]
+        return [*(conv.weight for conv in convs), *(cast(Tensor, conv.bias) for conv in convs)]
 
-class RRDB(nn.Module):
+
+class RRDB(Folding):
     """Three residual dense blocks inside one more scaled residual."""
 
     def __init__(self, channels: int, growth: int) -> None:
@@ -40,6 +53,16 @@ class RRDB(nn.Module):
         self.blocks = nn.Sequential(*(ResidualDenseBlock(channels, growth) for _ in range(3)))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not in_tiles(x):
+            return recomputed(self.directly, x)
+        parameters = [cast(ResidualDenseBlock, b).weights_and_biases() for b in self.blocks]
+        if torch.is_grad_enabled():
+            return rrdb_with_gradients(x, list(chain.from_iterable(parameters)))
+        kernels = self.folded_once("kernels", lambda: [BlockKernels.of(own) for own in parameters])
+        return rrdb(x.movedim(1, -1), kernels).movedim(-1, 1)
+
+    def directly(self, x: Tensor) -> Tensor:
+        """By PyTorch's convolutions."""
         return torch.add(x, self.blocks(x), alpha=RESIDUAL_SCALE)
 
 
@@ -57,11 +80,22 @@ class RRDBTrunk(nn.Module):
         """The trunk's output, and the outputs of the blocks numbered in ``stacked``."""
         y, outputs = self.conv_first(x), {}
         for number, block in enumerate(self.body):
-            y = recomputed(block, y)
+            y = block(y)
             if number in stacked:
                 outputs[number] = y
         # The skip of the published DeFlow (and SRFlow) starts here, ESRGAN's before the blocks.
-        return y + self.conv_body(y), outputs
+        return y + convolve_with(self.conv_body, y), outputs
+
+
+def convolve_with(conv: nn.Conv2d, x: Tensor, repeats: int = 1) -> Tensor:
+    """A padded 3x3 convolution of ``x`` upsampled ``repeats`` times (1, 2) by nearest neighbour."""
+    assert conv.bias is not None
+    if in_tiles(x):
+        return convolve(x, conv.weight, conv.bias, repeats)
+    if repeats > 1:
+        x = F.interpolate(x, scale_factor=repeats, mode="nearest")
+    result: Tensor = conv(x)
+    return result
 
 
 def _shrink(body: nn.Module) -> None:

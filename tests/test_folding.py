@@ -12,6 +12,7 @@ from small import small_model
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from deflow_aug.flow.convolution import Kernels
 from deflow_aug.flow.folding import Folding
 from deflow_aug.flow.glow import FlowStep
 from deflow_aug.model import DeFlow
@@ -109,7 +110,7 @@ def test_a_model_follows_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None
     folded = []
     kernel = FlowStep._feature_kernel
 
-    def noted(step: FlowStep) -> tuple[Tensor, Tensor]:
+    def noted(step: FlowStep) -> Kernels:
         folded.append(step)
         return kernel(step)
 

@@ -14,8 +14,7 @@ from torch.testing import assert_close
 
 from deflow_aug.config import EncoderConfig
 from deflow_aug.degrader import DeFlowDegrader
-from deflow_aug.flow import winograd
-from deflow_aug.flow.features import FeatureKernel, FeatureMap, convolve_repeated
+from deflow_aug.flow.features import convolve_repeated
 from deflow_aug.model import DeFlow
 
 DOMAINS = ["clean", "degraded"]
@@ -28,38 +27,6 @@ def test_convolving_repeated_pixels_is_convolving_the_upsampled_map(repeats: int
     upsampled = F.interpolate(x, scale_factor=repeats, mode="nearest")
     expected = F.conv2d(upsampled, weight, padding=1)
     assert_close(convolve_repeated(x, weight, repeats), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_feature_map_convolves_its_dense_map() -> None:
-    torch.manual_seed(0)
-    map_ = FeatureMap(torch.randn(1, 3, 8, 12).double(), torch.randn(1, 2, 2, 3).double(), 4)
-    weight = torch.randn(4, 5, 3, 3).double()
-    assert map_.channels == map_.dense().shape[1] == 5
-    bias = torch.randn(4).double()
-    expected = F.conv2d(map_.dense(), weight, bias, padding=1)
-    kernel = FeatureKernel(lambda: (weight, bias))
-    assert_close(map_.convolve(kernel), expected, rtol=1e-12, atol=1e-12)
-    with torch.no_grad():
-        for _ in range(2):  # the second time with what the kernel has kept
-            assert_close(map_.convolve(kernel), expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "doubled"),
-    [(1, 1, False), (5, 8, False), (6, 3, False), (2, 2, True), (50, 48, True), (4, 1200, True)],
-)
-def test_convolving_in_tiles_is_convolving(height: int, width: int, doubled: bool) -> None:
-    """Of odd sizes too, and of more tiles than one band has."""
-    torch.manual_seed(0)
-    fine = torch.randn(2, 3, height, width).double()
-    coarse = torch.randn(2, 2, height // 2, width // 2).double() if doubled else None
-    dense = FeatureMap(fine, coarse, 2).dense()
-    weight, bias = torch.randn(4, dense.shape[1], 3, 3).double(), torch.randn(4).double()
-    tiles = winograd.transform(fine, coarse)
-    kernels = winograd.transform_kernel(weight, bias, tiles)
-    result = winograd.convolve(tiles, kernels, (2, height, width))
-    assert_close(result, F.conv2d(dense, weight, bias, padding=1), rtol=1e-12, atol=1e-12)
-    assert result.stride(1) == 1  # channels last, of which a part may have been cropped
 
 
 def settled(dtype: torch.dtype, **changes: object) -> tuple[DeFlow, Tensor, Tensor, Tensor]:

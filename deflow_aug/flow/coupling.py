@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deflow_aug.flow.base import Invertible, sum_per_image
+from deflow_aug.flow.convolution import Kernels
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.folding import Folding
 from deflow_aug.flow.layers import ChannelAffine
@@ -91,14 +92,17 @@ class AffineNet(Folding):
         self.second = ConvActNorm(hidden, hidden, 1)
         self.last = ConvZeros(hidden, 2 * outputs)
 
-    def feature_kernel(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution of the features in the first layer."""
-        return self.first.folded(slice(self.kept, None))
+    def feature_kernel(self) -> Kernels:
+        """The convolution of the features in the first layer."""
+        weight, norm = self.first.conv.weight[:, self.kept :], self.first.norm
+        scale = norm.logs.exp()
+        return Kernels((weight,), scale, norm.bias * scale)
 
     def respond(self, features: FeatureMap) -> Tensor:
         """The features' part of the first layer, before its ReLU: [B, hidden, H, W]."""
         kernel = FeatureKernel(self.feature_kernel)
-        return features.convolve(self.folded_once("features", lambda: kernel))
+        (response,) = features.convolve(self.folded_once("features", lambda: kernel))
+        return response
 
     def forward(self, response: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Shift and scale."""

@@ -11,26 +11,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deflow_aug.flow import winograd
+from deflow_aug.flow.convolution import (
+    Kernels,
+    TransformedKernels,
+    convolve_tiles,
+    in_tiles,
+    transform,
+)
+from deflow_aug.flow.winograd import Grid
 
 
 class FeatureKernel:
-    """A 3x3 convolution of feature maps, and what convolving with it computes of it alone.
+    """3x3 convolutions of feature maps, and what convolving with them computes of them alone.
 
     Args:
-        fold: returns weight and bias, [O, C + D, 3, 3] and [O]. Called anew each time: what is
-            kept is what is needed.
+        fold: returns their kernels, for C + D channels. Called anew each time: what is kept is
+            what is needed.
     """
 
-    def __init__(self, fold: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, fold: Callable[[], Kernels]) -> None:
         self.fold = fold
-        self._transformed: dict[tuple[int, ...], winograd.Kernels] = {}
+        self._transformed: dict[tuple[tuple[int, ...], ...], TransformedKernels] = {}
 
-    def transformed(self, tiles: winograd.Tiles) -> winograd.Kernels:
-        """For tiles like these."""
-        channels = tuple(part.shape[2] for part in tiles)
-        if channels not in self._transformed:
-            self._transformed[channels] = winograd.transform_kernel(*self.fold(), tiles)
-        return self._transformed[channels]
+    def transformed(
+        self, channels: tuple[int, ...], repeats: tuple[int, ...]
+    ) -> TransformedKernels:
+        """For parts of so many channels, whose pixels stand so often."""
+        key = channels, repeats
+        if key not in self._transformed:
+            self._transformed[key] = TransformedKernels.of(self.fold(), *key)
+        return self._transformed[key]
 
 
 @dataclass(frozen=True)
@@ -59,29 +69,36 @@ class FeatureMap:
         upsampled = F.interpolate(self.coarse, scale_factor=self.repeats, mode="nearest")
         return torch.cat([self.fine, upsampled], 1)
 
-    def convolve(self, kernel: FeatureKernel) -> Tensor:
-        """``conv2d(self.dense(), weight, bias, padding=1)`` for the kernel's weight and bias.
+    @property
+    def in_tiles(self) -> bool:
+        return in_tiles(self.fine)
+
+    def convolve(self, kernel: FeatureKernel) -> tuple[Tensor, ...]:
+        """``conv2d(self.dense(), weight, bias, padding=1)`` for each of the kernel's weights.
 
         Computed in the precision of the map, returned in that of the weights.
         """
-        # Of the ways to compute it this one is for GPUs, whose convolutions are faster than their
-        # float32 matrix products, and for gradients, where the other one saves no time and takes
-        # four times the memory of the map.
-        in_tiles = self.fine.is_cpu and self.fine.dtype in (torch.float32, torch.float64)
-        if not in_tiles or torch.is_grad_enabled():
-            return self.convolve_directly(*kernel.fold())
-        batch, _, height, width = self.fine.shape
-        kernels = kernel.transformed(self.tiles)
-        return winograd.convolve(self.tiles, kernels, (batch, height, width))
+        if not self.in_tiles:
+            kernels = kernel.fold()
+            return self.convolve_directly(*kernels.folded()).chunk(len(kernels.weights), 1)
+        parts, repeats = self.tiles
+        grid = Grid(len(self.fine), *self.fine.shape[2:])
+        if torch.is_grad_enabled():
+            return convolve_tiles(parts, repeats, kernel.fold(), grid)
+        channels = tuple(part.shape[2] for part in parts)
+        return kernel.transformed(channels, repeats).convolve(parts, grid)
 
     @cached_property
-    def tiles(self) -> winograd.Tiles:
-        """What all convolutions of the map in tiles share."""
-        if self.coarse is None or self.repeats == 2:
-            return winograd.transform(self.fine, self.coarse)
-        factor = self.repeats / 2
-        doubled = F.interpolate(self.coarse, scale_factor=factor, mode="nearest")
-        return winograd.transform(self.fine, doubled)
+    def tiles(self) -> tuple[list[Tensor], tuple[int, ...]]:
+        """What all convolutions of the map in tiles share, and how often their pixels stand."""
+        fine = transform(self.fine)
+        if self.coarse is None:
+            return [fine], (1,)
+        coarse, repeats = self.coarse, self.repeats
+        if repeats > winograd.MOST_REPEATS:
+            factor, repeats = repeats / winograd.MOST_REPEATS, winograd.MOST_REPEATS
+            coarse = F.interpolate(coarse, scale_factor=factor, mode="nearest")
+        return [fine, transform(coarse, repeats)], (1, repeats)
 
     def convolve_directly(self, weight: Tensor, bias: Tensor) -> Tensor:
         """:meth:`convolve` by PyTorch's convolutions."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deflow_aug.config import ModelConfig
 from deflow_aug.flow.base import Chain, Invertible
+from deflow_aug.flow.convolution import Kernels
 from deflow_aug.flow.coupling import AffineCoupling, AffineInjector
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.layers import ActNorm, Conv1x1, FoldedMix, Squeeze
@@ -23,7 +24,7 @@ class Prepared:
     """What the steps of each level computed from the features.
 
     Args:
-        steps: for each step of each level what it prepared, or the features.
+        steps: for each step of each level what it prepared, or the features or their response.
         later: whether it is the latter, of which each step prepares what it needs whenever it
             needs it.
     """
@@ -85,21 +86,26 @@ class FlowStep(MixingStep):
             AffineInjector(channels, feature_channels, hidden),
         )
 
-    def prepare_further(self, features: FeatureMap) -> list[Any]:
-        """What coupling and injector prepare, at inference with one convolution for both."""
-        if torch.is_grad_enabled():  # where one after the other takes less memory
-            return super().prepare_further(features)
+    def respond(self, features: FeatureMap) -> tuple[Tensor, ...]:
+        """The features' part of the first layers of coupling and injector, [B, hidden, H, W]."""
         kernel = self.folded_once("features", lambda: FeatureKernel(self._feature_kernel))
-        responses = features.convolve(kernel).chunk(2, 1)
+        return features.convolve(kernel)
+
+    def prepare_further(self, features: FeatureMap | tuple[Tensor, ...]) -> list[Any]:
+        """What coupling and injector prepare, of the features or of what responds to them."""
+        if isinstance(features, FeatureMap):
+            if torch.is_grad_enabled():  # where one after the other takes less memory
+                return super().prepare_further(features)
+            features = self.respond(features)
         return [
             layer.prepare_response(response)
-            for layer, response in zip(self._conditional(), responses, strict=True)
+            for layer, response in zip(self._conditional(), features, strict=True)
         ]
 
-    def _feature_kernel(self) -> tuple[Tensor, Tensor]:
+    def _feature_kernel(self) -> Kernels:
         kernels = [layer.net.feature_kernel() for layer in self._conditional()]
-        weights, biases = zip(*kernels, strict=True)
-        return torch.cat(weights), torch.cat(biases)
+        scale, bias = (torch.cat([getattr(k, name) for k in kernels]) for name in ("scale", "bias"))
+        return Kernels(tuple(weight for k in kernels for weight in k.weights), scale, bias)
 
     def _conditional(self) -> list[AffineCoupling | AffineInjector]:
         return [cast("AffineCoupling | AffineInjector", layer) for layer in self.layers[2:]]
@@ -126,15 +132,16 @@ class ConditionalGlow(nn.Module):
     def prepare(self, features: Sequence[FeatureMap]) -> Prepared:
         """What ``encode`` and ``decode`` take, computed once for any number of passes.
 
-        Where gradients are recorded nothing is computed yet: each step will do it itself, and
-        again in the backward pass, so that what it computes is not kept in between.
+        Where gradients are recorded no more is computed yet than what responds to the features
+        in tiles: each step will do the rest itself, and again in the backward pass, so that what
+        it computes is not kept in between.
 
         Args:
             features: the conditioning map of each level, at 1/2, 1/4, ... of the image's size.
         """
         later = torch.is_grad_enabled()
         steps = [
-            [feature if later else step.prepare(feature) for step in _steps(chain)]
+            [_begin(step, feature) if later else step.prepare(feature) for step in _steps(chain)]
             for chain, feature in zip(self.levels, features, strict=True)
         ]
         return Prepared(steps, later)
@@ -173,6 +180,13 @@ class ConditionalGlow(nn.Module):
 
 def _steps(chain: nn.Module) -> list[Invertible]:
     return [cast(Invertible, step) for step in cast(Chain, chain).layers]
+
+
+def _begin(step: Invertible, features: FeatureMap) -> FeatureMap | tuple[Tensor, ...]:
+    """The features, or where it is cheaper to keep it than to compute it again, the response."""
+    if isinstance(step, FlowStep) and features.in_tiles:
+        return step.respond(features)
+    return features
 
 
 def _encode(step: Invertible, x: Tensor, given: Any, later: bool) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,89 @@
+"""RRDBs in tiles against the same blocks of PyTorch's convolutions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from deflow_aug.rrdb import RRDB, RRDBTrunk
+
+
+def block(dtype: torch.dtype = torch.float64) -> RRDB:
+    """With weights large enough for every branch to matter."""
+    torch.manual_seed(0)
+    result = RRDB(channels=6, growth=4).to(dtype)
+    with torch.no_grad():
+        for parameter in result.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return result
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 2), (4, 8), (9, 13), (40, 60)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_an_rrdb_is_its_convolutions(height: int, width: int, channels_last: bool) -> None:
+    rrdb = block()
+    x = torch.randn(2, 6, height, width).double()
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    leaves = [x, *rrdb.parameters()]
+    expected = rrdb.directly(x)
+    result = rrdb(x)
+    assert_close(result, expected, rtol=1e-11, atol=1e-11)
+    draw = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, leaves, draw)
+    for gradient, other in zip(torch.autograd.grad(result, leaves, draw), wanted, strict=True):
+        assert gradient.shape == other.shape
+        assert_close(gradient, other, rtol=1e-9, atol=1e-9)
+    assert height * width == 1 or all(gradient.abs().max() > 0.01 for gradient in wanted)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert_close(rrdb.eval()(x), expected, rtol=1e-11, atol=1e-11)
+            assert_close(rrdb.train()(x), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_gradients_numerically_and_of_some_inputs_only() -> None:
+    rrdb, x = block(), torch.randn(1, 6, 3, 5).double().requires_grad_()
+    assert torch.autograd.gradcheck(rrdb, x)
+    rrdb.requires_grad_(False)
+    assert torch.autograd.gradcheck(rrdb, x)
+    some = rrdb.blocks[1].convs[2].weight.requires_grad_()
+    draw = torch.randn_like(x)
+    (expected,) = torch.autograd.grad(rrdb.directly(x.detach()), some, draw)
+    (gradient,) = torch.autograd.grad(rrdb(x.detach()), some, draw)
+    assert_close(gradient, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    rrdb, x = block(), torch.randn(1, 6, 4, 4).double().requires_grad_()
+    (gradient,) = torch.autograd.grad(rrdb(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        gradient.sum().backward()
+
+
+def test_the_backward_pass_keeps_the_input_alone() -> None:
+    trunk = RRDBTrunk(channels=8, growth=4, blocks=3)
+    parameters = {parameter.data_ptr() for parameter in trunk.parameters()}
+    kept: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in parameters:
+            kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y, _ = trunk(torch.randn(2, 3, 24, 24), stacked=())
+    # Of each block its input; of the last convolution its transformed input, 36/16 as large.
+    assert sum(kept) < (len(trunk.body) + 1 + 2.5) * y.nbytes
+
+
+def test_low_precision_takes_the_convolutions() -> None:
+    rrdb, x = block(torch.float32), torch.randn(1, 6, 8, 8)
+    exact = rrdb(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = rrdb(x)
+        result.float().sum().backward()
+    assert_close(result.float(), exact, rtol=0.05, atol=0.05)
+    assert not torch.equal(result.float(), exact)

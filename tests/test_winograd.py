@@ -1,0 +1,137 @@
+"""Convolutions in tiles against PyTorch's own: results, transposes of transforms, gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+from deflow_aug.flow import winograd
+from deflow_aug.flow.convolution import Kernels, convolve, in_tiles
+from deflow_aug.flow.features import FeatureKernel, FeatureMap
+from deflow_aug.flow.winograd import Grid
+
+SIZES = [(1, 1), (2, 2), (3, 2), (5, 8), (12, 21), (50, 48), (4, 2400)]
+"""Odd ones too, less than a tile, and more tiles than one band has."""
+
+
+def upsampled(x: Tensor, repeats: int) -> Tensor:
+    return F.interpolate(x, scale_factor=repeats, mode="nearest") if repeats > 1 else x
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 4])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_convolving_in_tiles_is_convolving(height: int, width: int, repeats: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, height, width).double()
+    weight, bias = torch.randn(4, 3, 3, 3).double(), torch.randn(4).double()
+    expected = F.conv2d(upsampled(x, repeats), weight, bias, padding=1)
+    result = convolve(x, weight, bias, repeats)
+    assert_close(result, expected, rtol=1e-12, atol=1e-11)
+    assert result.stride(1) == 1  # channels last, of which a part may have been cropped
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 4])
+@pytest.mark.parametrize(("height", "width"), SIZES[:-1])
+def test_transposes_are_those_of_the_transforms(height: int, width: int, repeats: int) -> None:
+    """<t(x), y> = <x, t'(y)> for whatever x and y."""
+    torch.manual_seed(0)
+
+    def check(image: Tensor, y: Tensor, x: Tensor, back: Tensor) -> None:
+        assert_close((image * y).sum(), (x * back).sum(), rtol=1e-10, atol=1e-10)
+
+    grid = Grid(2, height * repeats, width * repeats)
+    x = torch.randn(2, height, width, 3).double()
+    tiles = winograd.transform(x, repeats)
+    assert tiles.shape == (winograd.products(repeats), grid.tiles, 3)
+    grad = torch.randn_like(tiles)
+    check(tiles, grad, x, winograd.transform_transposed(grad, grid, repeats))
+    weight = torch.randn(4, 3, 3, 3).double()
+    kernel = winograd.transform_kernel(weight, repeats)
+    grad = torch.randn_like(kernel)
+    check(kernel, grad, weight, winograd.transform_kernel_transposed(grad))
+    sums = torch.randn(len(tiles), grid.tiles, 4).double()
+    unit, no_bias = torch.eye(4).double().expand(len(tiles), 4, 4), torch.zeros(4).double()
+    (result,) = winograd.convolve([sums], [unit], no_bias, grid)
+    grad = torch.randn_like(result)
+    check(result, grad, sums, winograd.results_transposed(grad, grid, len(tiles)))
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 4])
+def test_gradients_of_convolving_in_tiles(repeats: int) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape).double().requires_grad_() for shape in ((2, 3, 3, 5), (4, 3, 3, 3), (4,))
+    )
+    assert torch.autograd.gradcheck(lambda *a: convolve(*a, repeats), (x, weight, bias))
+    # And where only some of them need one.
+    for some in (x, weight, bias):
+        one = [value if value is some else value.detach() for value in (x, weight, bias)]
+        assert torch.autograd.gradcheck(lambda *a: convolve(*a, repeats), one)
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    x, weight, bias = torch.randn(1, 2, 4, 4), torch.randn(2, 2, 3, 3), torch.zeros(2)
+    x.requires_grad_()
+    result = convolve(x, weight, bias)
+    (gradient,) = torch.autograd.grad(result.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 4, 8])
+def test_feature_map_convolves_its_dense_map(repeats: int) -> None:
+    torch.manual_seed(0)
+    size, leaves = 16, []
+    fine = torch.randn(2, 3, size, size).double().requires_grad_()
+    leaves.append(fine)
+    map_ = FeatureMap(fine)
+    if repeats > 1:
+        coarse = torch.randn(2, 2, size // repeats, size // repeats).double().requires_grad_()
+        leaves.append(coarse)
+        map_ = FeatureMap(fine, coarse, repeats)
+    channels = map_.channels
+    assert channels == map_.dense().shape[1]
+    weights = tuple(torch.randn(4, channels, 3, 3).double().requires_grad_() for _ in range(2))
+    scale, bias = (torch.rand(8).double().requires_grad_() for _ in range(2))
+    leaves += [*weights, scale, bias]
+
+    kernel = FeatureKernel(lambda: Kernels(weights, scale, bias))
+    expected = F.conv2d(map_.dense(), *kernel.fold().folded(), padding=1).chunk(2, 1)
+    results = map_.convolve(kernel)
+    assert len(results) == 2
+    assert_close(results, expected, rtol=1e-12, atol=1e-11)
+    direct = map_.convolve_directly(*kernel.fold().folded()).chunk(2, 1)
+    assert_close(direct, expected, rtol=1e-12, atol=1e-11)
+    draws = [torch.randn_like(part) for part in expected]
+    wanted = torch.autograd.grad(expected, leaves, draws)
+    assert_close(torch.autograd.grad(results, leaves, draws), wanted, rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        for _ in range(2):  # the second time with what the kernel has kept
+            assert_close(map_.convolve(kernel), expected, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 4])
+def test_float32_rounds_little(repeats: int) -> None:
+    """As much as the module says, with a margin: of 320 channels, as the features have."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 320, 32, 32).double().relu()
+    weight = torch.randn(64, 320, 3, 3).double() / math.sqrt(320 * 9)
+    exact = F.conv2d(upsampled(x, repeats), weight, padding=1)
+    result = convolve(x.float(), weight.float(), torch.zeros(64), repeats)
+    error = (result - exact) / exact.std()
+    assert error.square().mean().sqrt() < 3e-6
+    assert error.abs().max() < 5e-5
+
+
+def test_low_precision_is_not_computed_in_tiles() -> None:
+    assert in_tiles(torch.ones(1))
+    assert in_tiles(torch.ones(1).double())
+    assert not in_tiles(torch.ones(1).bfloat16())
+    assert not in_tiles(torch.ones(1, device="meta"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not in_tiles(torch.ones(1))
