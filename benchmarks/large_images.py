@@ -3,7 +3,7 @@
     python benchmarks/large_images.py halo [--weights W | --published]
     python benchmarks/large_images.py accuracy [...] [--side 512] [--tile 128]
     python benchmarks/large_images.py photo [...] [--size 3840 2160] [--tiles N]
-    python benchmarks/large_images.py file [--weights W] [--size 10000 10000]
+    python benchmarks/large_images.py file [--weights W] [--size 10000 10000] [--suffix .png]
 
 - halo: at which distance from a cut through an image its results differ by less than so many
   levels of 255, for random pictures (from which the halo is derived) and for photographs.
@@ -11,7 +11,8 @@
 - photo: time for each pixel of a large image beside that of one of 512 x 512, and the peak of
   memory of this process. With --tiles only the first tiles are computed, and the time is that of
   all of them at the same speed.
-- file: peak of memory and time of ``deflow-aug degrade`` of a PNG file of that size.
+- file: peak of memory and time of ``deflow-aug degrade`` of a file of that size. PNG files are read
+  by bands of rows, others are decoded whole; results are written by bands.
 
 Peaks are resident memory, libraries and all. --published takes ModelConfig(), the architecture of
 the published x4 models, with random weights: the last layers of its networks drawn with a standard
@@ -167,21 +168,24 @@ sys.exit(status)
 """
 
 
-def file(weights: str, width: int, height: int) -> None:
+def file(weights: str, width: int, height: int, suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "large.png")
+        source = Path(folder, f"large{suffix}")
         with Image.open(PHOTOS / "dog.png") as photo:
             one = photo.convert("RGB")
         large = Image.new("RGB", (width, height))
         for top in range(0, height, one.height):
             for left in range(0, width, one.width):
                 large.paste(one, (left, top))
-        large.save(source, compress_level=1)
+        large.save(source)
         del large
         command = [sys.executable, "-c", MEASURED, "degrade", str(source)]
         subprocess.run([*command, f"--output={folder}/out", f"--weights={weights}"], check=True)
         written = Path(folder, "out", "large.png").stat().st_size
-        print(f"{source.stat().st_size / 1e6:.0f} MB read, {written / 1e6:.0f} MB written")
+        print(
+            f"{width} x {height}: {source.stat().st_size / 1e6:.0f} MB read, "
+            f"{written / 1e6:.0f} MB written"
+        )
 
 
 def main() -> None:
@@ -194,9 +198,10 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=128)
     parser.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--tiles", type=int)
+    parser.add_argument("--suffix", default=".png", help="of the file; .jpg, .tif, ...")
     arguments = parser.parse_args()
     if arguments.what == "file":
-        file(arguments.weights, *(arguments.size or (10_000, 10_000)))
+        file(arguments.weights, *(arguments.size or (10_000, 10_000)), arguments.suffix)
         return
     if arguments.published:
         degrader = DeFlowDegrader(published(arguments.spread), device="cpu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +266,33 @@ def test_memory_grows_with_model_and_samples() -> None:
     cpu = torch.device("cpu")
     assert 0.7e6 < most_pixels(config, 1, cpu, 10**8) < 0.9e6
     assert most_pixels(ModelConfig(steps=4, hidden=32), 1, cpu, 10**8) > 1.3e6
+
+
+@torch.inference_mode()
+def test_no_more_is_kept_between_encoding_and_decoding_than_they_need() -> None:
+    """Of each step the coupling's response, and shift and scale of the injector; no maps."""
+    model = small_model(hidden=8)
+    config = model.config
+    prepared = model.features(tensor(1, 3, 64, 64))
+    kept = {
+        (storage := one.untyped_storage()).data_ptr(): storage.nbytes()
+        for steps in prepared.steps
+        for one in tensors(steps)
+    }
+    floats = sum(
+        config.steps * (config.hidden + 2 * channels) * 64**2 // 4**level
+        for level, channels in enumerate(config.level_channels, start=1)
+    )
+    assert sum(kept.values()) == 4 * floats
+
+
+def tensors(prepared: Any) -> Iterator[Tensor]:
+    """All maps in what was prepared; parameters, and what they were folded into, are none."""
+    if isinstance(prepared, Tensor):
+        yield prepared
+    elif isinstance(prepared, (list, tuple)):
+        for one in prepared:
+            yield from tensors(one)
 
 
 # -- the halo --------------------------------------------------------------------------------------

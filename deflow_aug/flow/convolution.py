@@ -102,7 +102,7 @@ class TransformedKernels:
     def convolve(self, parts: Sequence[Tensor], grid: Grid) -> tuple[Tensor, ...]:
         """:func:`convolve_tiles`, without gradients."""
         result = winograd.convolve(parts, self.parts, self.bias, grid, self.count)
-        return tuple(result.movedim(-1, 2))
+        return tuple(one.movedim(-1, 1) for one in result)
 
 
 class _Transform(torch.autograd.Function):

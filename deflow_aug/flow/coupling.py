@@ -131,7 +131,10 @@ class FoldedNet:
         hidden = F.relu(self.settle_first(hidden), inplace=kept is not None)
         hidden = F.relu_(self.settle_second(F.conv2d(hidden, *self.second)))
         shift, raw = F.conv2d(hidden, *self.last, padding=1).chunk(2, 1)
-        return shift, torch.sigmoid(raw) + SCALE_EPS
+        if torch.is_grad_enabled():
+            return shift, torch.sigmoid(raw) + SCALE_EPS
+        # In place, since the shift keeps all of the memory that the convolution filled.
+        return shift, raw.sigmoid_().add_(SCALE_EPS)
 
 
 class AffineInjector(Invertible):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -140,10 +140,13 @@ class ConditionalGlow(nn.Module):
             features: the conditioning map of each level, at 1/2, 1/4, ... of the image's size.
         """
         later = torch.is_grad_enabled()
-        steps = [
-            [_begin(step, feature) if later else step.prepare(feature) for step in _steps(chain)]
-            for chain, feature in zip(self.levels, features, strict=True)
-        ]
+        steps = []
+        for chain, feature in zip(self.levels, features, strict=True):
+            # What convolutions of a map share is kept in it, and goes with this copy of it.
+            own = replace(feature)
+            steps.append(
+                [_begin(step, own) if later else step.prepare(own) for step in _steps(chain)]
+            )
         return Prepared(steps, later)
 
     def encode(self, x: Tensor, prepared: Prepared) -> tuple[list[Tensor], Tensor]:

@@ -159,18 +159,19 @@ def add_bias(sums: Tensor, bias: Tensor) -> None:
 
 def convolve(
     parts: Sequence[Tensor], kernels: Sequence[Tensor], bias: Tensor, grid: Grid, chunks: int = 1
-) -> Tensor:
-    """The padded convolution of what was transformed, [chunks, B, H, W, O / chunks].
+) -> list[Tensor]:
+    """The padded convolution of what was transformed: [B, H, W, O / chunks] of each chunk.
 
     Args:
         parts: transformed maps, [products, tiles, C] of each, that with most products first.
         kernels: theirs, [products, O, C] of each.
         bias: [O].
-        chunks: of the O channels, each of which becomes one block of memory.
+        chunks: of the O channels, each of which becomes a tensor with memory of its own.
     """
     batch, rows, columns = grid.batch, grid.rows, grid.columns
     count, outputs = len(parts[0]), len(bias)
-    result = bias.new_empty(chunks, batch * rows, 4, columns, 4, outputs // chunks)
+    shape = batch * rows, 4, columns, 4, outputs // chunks
+    result = [bias.new_empty(shape) for _ in range(chunks)]
     band = min(batch * rows, max(1, _BAND // columns))
     buffer = bias.new_empty(count * band * columns * outputs)
     matrix = _matrix("result", bias.dtype)[:, :count]
@@ -182,10 +183,11 @@ def convolve(
         for part, kernel in zip(parts[1:], kernels[1:], strict=True):
             sums[: len(part)].baddbmm_(part[:, some], kernel.mT)
         add_bias(sums, bias)
-        corners = (matrix @ sums.flatten(1)).view(4, 4, -1, columns, chunks, outputs // chunks)
-        result[:, top : top + band] = corners.permute(4, 2, 0, 3, 1, 5)
-    whole = result.view(chunks, batch, 4 * rows, 4 * columns, -1)
-    return whole[:, :, : grid.height, : grid.width]
+        corners = (matrix @ sums.flatten(1)).view(4, 4, -1, columns, outputs)
+        for one, part in zip(result, corners.chunk(chunks, -1), strict=True):
+            one[top : top + band] = part.permute(2, 0, 3, 1, 4)
+    maps = [one.view(batch, 4 * rows, 4 * columns, -1) for one in result]
+    return [one[:, : grid.height, : grid.width] for one in maps]
 
 
 @cache
