@@ -16,7 +16,7 @@ from small import small_model
 
 from deflow_aug import DeFlowDegrader
 from deflow_aug.cli import evaluate, main
-from deflow_aug.evaluation import html_report, two_sample
+from deflow_aug.evaluation import html_report, sheets, two_sample
 from deflow_aug.evaluation.page import Picture, Section, page
 from deflow_aug.evaluation.tables import Table
 from deflow_aug.image_files import write_image
@@ -190,7 +190,7 @@ def test_without_ground_truth_it_asks_classifiers(
     assert list(seen["fakes"])[:2] == ["small", "nothing"]
     assert len(seen["fakes"]) == 6
     assert np.array_equal(seen["fakes"]["nothing"][0], photograph(30, 192))
-    assert len(list((tmp_path / "out").glob("*.png"))) == 1
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2  # six methods, four on a sheet
 
 
 @pytest.mark.parametrize(
@@ -257,3 +257,17 @@ def test_what_stands_on_the_page_is_escaped() -> None:
     assert reader.outside == []
     assert reader.images[0]["alt"] == 'noise & "grain"'
     assert not re.search("<(script|b)>", text)
+
+
+def test_sheets_show_crops_at_300_percent_brightened_alike() -> None:
+    crops = [np.full((64, 64, 3), value, np.uint8) for value in (40, 100)]
+    crops[0][10, 20] = 80
+    drawn = np.asarray(sheets.sheet({"a": crops[:1], "b": crops[1:]}, ["dark"]))
+    top, left, step = sheets.MARGIN + sheets.LABEL, sheets.MARGIN, 3 * 64 + sheets.GAP
+    assert drawn[top, left].tolist() == [102] * 3  # by 255 / 100, which the brighter one allows
+    assert drawn[top, left + step].tolist() == [255] * 3
+    assert (drawn[top + 30 : top + 33, left + 60 : left + 63] == 204).all()
+    assert (drawn[[top + 29, top + 33], left + 61] == 102).all()
+    assert sheets.gain(crops[:1]) == pytest.approx(4)  # and not more
+    assert sheets.shown([3.0, 1.0, 9.0, 2.0, 5.0], 3) == [1, 0, 2]
+    assert sheets.middle(np.arange(80 * 70 * 3).reshape(80, 70, 3))[0, 0, 0] == (8 * 70 + 3) * 3

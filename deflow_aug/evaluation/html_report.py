@@ -28,6 +28,7 @@ INTRODUCTION = (
 )
 
 TEMPERATURES = (0.5, 0.8, 1.0, 1.2)
+ROWS = 4
 ON_A_SHEET = 4
 """Degraders whose samples stand side by side on a sheet, as wide as the page."""
 
@@ -61,13 +62,12 @@ def unpaired_section(
     fakes: Mapping[str, Sequence[Image8]],
 ) -> Section:
     """Tables, and a sheet of degraded crops beside real ones of other scenes."""
-    count = min(4, len(real), len(clean))
-    columns = {CLEAN: clean, **fakes, ELSEWHERE: real}
-    crops = {head: [sheets.middle(p) for p in some[:count]] for head, some in columns.items()}
+    count = min(ROWS, len(real), len(clean))
     caption = "Clean crops, degraded ones, and real degraded crops of other scenes, at 300 %."
+    columns = {CLEAN: clean[:count], ELSEWHERE: real[:count]}
+    methods = {name: some[:count] for name, some in fakes.items()}
     names = [f"picture {i + 1}" for i in range(count)]
-    sheet = _picture(f"{_file(title)}-samples", crops, names, ELSEWHERE, caption)
-    return Section(title, [*found, sheet])
+    return Section(title, [*found, *_sheets(_file(title), columns, methods, names, caption)])
 
 
 def write(folder: Path, sections: Sequence[Section]) -> None:
@@ -94,51 +94,60 @@ def _write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def _shown(evaluation: Evaluation) -> list[int]:
-    deviations = [standard_deviation(noise_of(p.degraded, p.clean)) for p in evaluation.pairs]
-    return sheets.shown(deviations)
+def _shown(evaluation: Evaluation) -> tuple[list[int], list[str], dict[str, list[Image8]]]:
+    """Which pictures sheets show, their names, and their clean and real columns."""
+    pairs = evaluation.pairs
+    deviations = [standard_deviation(noise_of(p.degraded, p.clean)) for p in pairs]
+    rows = sheets.shown(deviations, ROWS)
+    columns = {CLEAN: [pairs[i].clean for i in rows], REAL: [pairs[i].degraded for i in rows]}
+    return rows, [pairs[i].name for i in rows], columns
 
 
 def _methods(prefix: str, evaluation: Evaluation) -> list[Picture]:
-    """Sheets of samples of all degraders, some on each."""
-    pairs, rows = evaluation.pairs, _shown(evaluation)
+    rows, names, columns = _shown(evaluation)
     caption = (
         f"Samples at temperature {evaluation.temperature:g} beside the real photograph, at 300 %: "
         "the middle of pictures from the least to the most noise."
     )
-    found, names = [], list(evaluation.samples)
-    for start in range(0, len(names), ON_A_SHEET):
-        columns = {CLEAN: [pairs[i].clean for i in rows], REAL: [pairs[i].degraded for i in rows]}
-        for name in names[start : start + ON_A_SHEET]:
-            columns[name] = [evaluation.samples[name][i] for i in rows]
-        crops = {head: [sheets.middle(p) for p in some] for head, some in columns.items()}
-        file = f"{prefix}-samples-{start // ON_A_SHEET + 1}"
-        found.append(_picture(file, crops, [pairs[i].name for i in rows], REAL, caption))
-    return found
+    methods = {name: [some[i] for i in rows] for name, some in evaluation.samples.items()}
+    return _sheets(prefix, columns, methods, names, caption)
 
 
 def _temperatures(prefix: str, evaluation: Evaluation, name: str, model: Degrader) -> Picture:
-    pairs, rows = evaluation.pairs, _shown(evaluation)
-    crops = {
-        CLEAN: [sheets.middle(pairs[i].clean) for i in rows],
-        REAL: [sheets.middle(pairs[i].degraded) for i in rows],
-    }
+    rows, names, columns = _shown(evaluation)
     for temperature in TEMPERATURES:
-        crops[f"temperature {temperature:g}"] = [
-            sheets.middle(draw(name, model, pairs[i].clean, temperature, 1, evaluation.seed)[0])
+        columns[f"temperature {temperature:g}"] = [
+            draw(name, model, evaluation.pairs[i].clean, temperature, 1, evaluation.seed)[0]
             for i in rows
         ]
     caption = (
         f"{name} at several temperatures beside the real photograph, at 300 %. The draws are the "
         "same: only the strength differs."
     )
-    file = f"{prefix}-temperatures-{_file(name)}"
-    return _picture(file, crops, [pairs[i].name for i in rows], REAL, caption)
+    return _picture(f"{prefix}-temperatures-{_file(name)}", columns, names, caption)
+
+
+def _sheets(
+    prefix: str,
+    columns: Mapping[str, Sequence[Image8]],
+    methods: Mapping[str, Sequence[Image8]],
+    rows: Sequence[str],
+    caption: str,
+) -> list[Picture]:
+    """The methods on as many sheets as they need, each beside the same columns."""
+    found, names = [], list(methods)
+    for start in range(0, len(names), ON_A_SHEET):
+        some = {name: methods[name] for name in names[start : start + ON_A_SHEET]}
+        file = f"{prefix}-samples-{start // ON_A_SHEET + 1}"
+        found.append(_picture(file, {**columns, **some}, rows, caption))
+    return found
 
 
 def _picture(
-    file: str, crops: Mapping[str, Sequence[Image8]], rows: Sequence[str], real: str, caption: str
+    file: str, columns: Mapping[str, Sequence[Image8]], rows: Sequence[str], caption: str
 ) -> Picture:
+    """A sheet of the middles of pictures."""
+    crops = {head: [sheets.middle(picture) for picture in some] for head, some in columns.items()}
     buffer = io.BytesIO()
-    sheets.sheet(crops, rows, real).save(buffer, "PNG")
+    sheets.sheet(crops, rows).save(buffer, "PNG")
     return Picture(file, buffer.getvalue(), caption, full_size=True)

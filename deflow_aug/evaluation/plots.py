@@ -147,13 +147,14 @@ def _levels(figure: Figure, found: dict[str, Curves]) -> None:
     width = 256 / INTENSITIES
     centres = (np.arange(INTENSITIES) + 0.5) * width
     real = found[REAL]
-    top = 1.15 * max(float((c.level * (real.share > 0)).max()) for c in found.values())
+    seen = real.share > 1e-3 / 3  # of a channel's pixels: fewer tell nothing
+    top = 1.15 * max(float(one.level[seen].max()) for one in found.values())
     for channel, axis in enumerate(axes):
         share = real.share[channel]
         axis.bar(centres, share / share.max() * top / 3, width, color="0.9", zorder=0)
-        seen = share > 1e-3 * share.sum()  # too few pixels tell nothing
         for name, style in _styles(found):
-            axis.plot(centres[seen], found[name].level[channel, seen], label=name, **style)
+            level = found[name].level[channel]
+            axis.plot(centres[seen[channel]], level[seen[channel]], label=name, **style)
         axis.set(xlabel="intensity of the clean picture", xlim=(0, 256), ylim=(0, top))
         axis.set_title(CHANNELS[channel], fontsize=11)
         axis.grid(alpha=0.3)

@@ -20,10 +20,10 @@ MOST_GAIN = 4.0
 """Dark crops are brightened up to so many times."""
 
 WHITE_POINT = 99.5
-"""The percentile of the real crop's values that is brought to white."""
+"""The percentile of a crop's values that counts as its white."""
 
 
-def shown(deviations: Sequence[float], count: int = 4) -> list[int]:
+def shown(deviations: Sequence[float], count: int) -> list[int]:
     """Which pictures are shown, by rule and not by eye: from the least to the most noise."""
     order = np.argsort(deviations)
     places = np.linspace(0, len(order) - 1, min(count, len(order)))
@@ -36,19 +36,18 @@ def middle(picture: Image8) -> Image8:
     return picture[top : top + CROP, left : left + CROP]
 
 
-def gain(real: Image8) -> float:
-    """How much a row is brightened, by its real crop: 1 to 4 times."""
-    white = float(np.percentile(real, WHITE_POINT))
+def gain(crops: Sequence[Image8]) -> float:
+    """How much a row of crops is brightened: 1 to 4 times, as the brightest of them allows."""
+    white = max(float(np.percentile(crop, WHITE_POINT)) for crop in crops)
     return float(np.clip(255 / max(white, 1.0), 1, MOST_GAIN))
 
 
-def sheet(columns: Mapping[str, Sequence[Image8]], rows: Sequence[str], real: str) -> Image.Image:
+def sheet(columns: Mapping[str, Sequence[Image8]], rows: Sequence[str]) -> Image.Image:
     """Crops at 300 %, without smoothing; each row brightened alike.
 
     Args:
         columns: crops uint8 [64, 64, 3] by the head of their column, one a row.
         rows: a label for each row.
-        real: the column that sets how much each row is brightened.
     """
     side = ZOOM * CROP
     font, small = ImageFont.load_default(14), ImageFont.load_default(12)
@@ -56,16 +55,14 @@ def sheet(columns: Mapping[str, Sequence[Image8]], rows: Sequence[str], real: st
     height = 2 * MARGIN + LABEL + len(rows) * (side + LABEL)
     result = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(result)
-    for number, (head, crops) in enumerate(columns.items()):
-        x = MARGIN + number * (side + GAP)
-        pen.text((x, MARGIN), head, INK, font)
-        for row, crop in enumerate(crops):
-            y = MARGIN + LABEL + row * (side + LABEL)
-            bright = np.clip(crop * gain(columns[real][row]), 0, 255).astype(np.uint8)
+    for number, head in enumerate(columns):
+        pen.text((MARGIN + number * (side + GAP), MARGIN), head, INK, font)
+    for row, (name, *crops) in enumerate(zip(rows, *columns.values(), strict=True)):
+        times, y = gain(crops), MARGIN + LABEL + row * (side + LABEL)
+        for number, crop in enumerate(crops):
+            bright = np.clip(np.rint(crop * times), 0, 255).astype(np.uint8)
             large = Image.fromarray(bright).resize((side, side), Image.Resampling.NEAREST)
-            result.paste(large, (x, y))
-    for row, name in enumerate(rows):
-        times = gain(columns[real][row])
-        label = name if times == 1 else f"{name}, brightened {times:.1f} times"
-        pen.text((MARGIN, MARGIN + LABEL + row * (side + LABEL) + side + 2), label, PALE, small)
+            result.paste(large, (MARGIN + number * (side + GAP), y))
+        label = f"{name}, brightened {times:.1f} times" if times >= 1.05 else name
+        pen.text((MARGIN, y + side + 2), label, PALE, small)
     return result
