@@ -172,7 +172,7 @@ def _stored(samples: Tensor, channels: int, scale: float) -> Tensor:
         # BT.601 luma, written so that equal channels give back exactly their value.
         samples = green + 0.299 * (red - green) + 0.114 * (blue - green)
         samples = samples.clamp(0, 1)
-    return samples if scale == 1.0 else (samples * scale).round()
+    return samples if scale == 1.0 else (samples * scale).round_()
 
 
 def check_shape(shape: Sequence[int], channels: int, layout: str, hint: str) -> None:

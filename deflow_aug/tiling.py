@@ -15,8 +15,12 @@ from deflow_aug.arguments import is_integer
 from deflow_aug.config import ModelConfig
 from deflow_aug.pieces import Box
 
-WORKING_MEMORY = 3_200_000_000
-"""Bytes that windows may take on a CPU, and on a GPU without asking how much of it is free."""
+WORKING_MEMORY = 2_800_000_000
+"""Bytes that windows may take on a CPU, and on a GPU without asking how much of it is free.
+
+With the libraries and a published x4 model, kernels kept between calls and all, a process stays
+below 4 GB.
+"""
 
 
 @dataclass(frozen=True)
@@ -144,14 +148,16 @@ def _cheapest_grid(
 def bytes_per_pixel(config: ModelConfig, samples: int) -> int:
     """About the most memory that a window takes at once, for each of its pixels.
 
-    Fitted to measurements (``python benchmarks/large_images.py photo``). The sum is what the flow's
-    steps have prepared from the features: the hidden channels of couplings, shift and scale of
-    injectors. The rest is what one of them takes while it computes.
+    Fitted to measurements (``python benchmarks/large_images.py photo``) of windows whose maps take
+    32 MB and more; memory for smaller ones is not always given back at once. The sum is what the
+    flow's steps have prepared from the features: the hidden channels of couplings, shift and scale
+    of injectors. The rest is what there is of features, transformed too, when the most has been
+    prepared. With many samples their conversion takes more, when nothing else is left.
     """
-    floats = 40.0 + config.hidden + config.encoder.feature_channels + 6 * samples
+    floats = 40 + config.encoder.feature_channels / 4 + 6 * samples
     for level, channels in enumerate(config.level_channels, start=1):
-        floats += config.steps * (config.hidden + 3 * channels) / 4**level
-    return int(4 * floats)
+        floats += config.steps * (config.hidden + 2 * channels) / 4**level
+    return int(4 * max(floats, 9 * samples + 3))
 
 
 def most_pixels(config: ModelConfig, samples: int, device: torch.device, wanted: int) -> int:
