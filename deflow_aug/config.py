@@ -90,6 +90,33 @@ class ChannelStatistics:
 
 
 @dataclass(frozen=True)
+class DequantizationCurve:
+    """Widths of dequantisation noise by intensity, of each channel; images in [0, 1].
+
+    Args:
+        red, green, blue: the widths at equally spaced intensities from 0 to 1, linear in between.
+    """
+
+    red: tuple[float, ...]
+    green: tuple[float, ...]
+    blue: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        channels = (self.red, self.green, self.blue)
+        if len({len(channel) for channel in channels}) > 1 or len(self.red) < 2:
+            raise ConfigError(
+                "a dequantization_curve has equally many widths for red, green and blue, at least "
+                f"two, got {', '.join(str(len(channel)) for channel in channels)}"
+            )
+        for width in (width for channel in channels for width in channel):
+            if not 0 < width <= 1:  # NaN is in no range
+                raise ConfigError(
+                    f"the widths of a dequantization_curve must be above 0 and at most 1, "
+                    f"got {width}"
+                )
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Architecture of a DeFlow model (paper, section 4.1). Defaults: the published x4 models.
 
@@ -105,6 +132,8 @@ class ModelConfig:
         conditioning_noise: standard deviation of the noise added to h(x), images in [0, 1].
         dequantization_steps: dequantisation noise is uniform of width 1/dequantization_steps;
             255 fills the gaps of 8-bit images exactly, the published models use 32 ("5 bit").
+        dequantization_curve: in place of that, widths that depend on channel and intensity, as the
+            noise of photographs does. None: the same width everywhere.
         shift: what the latent shift learns (the paper's ablation, section 5.7): "full", any M;
             "diagonal", a diagonal M; "zero", M = 0, mu alone; "fitted", nothing while the flow
             trains, with N(0, I) for all domains: mu and M are fitted to the latents afterwards.
@@ -126,6 +155,7 @@ class ModelConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     conditioning_noise: float = 0.03
     dequantization_steps: int = 255
+    dequantization_curve: DequantizationCurve | None = None
     shift: str = "full"
     shift_init: float = 0.1
     conditioned: bool = True
@@ -241,10 +271,10 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 def _convert(kind: str, value: Any, name: str) -> Any:
     """Check one JSON value against the (string) annotation of its field."""
-    if kind in _NESTED:
-        return from_dict(_NESTED[kind], value, f"{name}.")
     if "None" in kind and value is None:
         return None
+    if (nested := kind.removesuffix(" | None")) in _NESTED:
+        return from_dict(_NESTED[nested], value, f"{name}.")
     if kind.startswith("dict"):
         if isinstance(value, Mapping) and all(type(key) is str for key in value):
             return {
@@ -269,4 +299,6 @@ def _positive(config: Any, *names: str) -> None:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
 
 
-_NESTED: dict[str, type] = {"EncoderConfig": EncoderConfig, "ModelConfig": ModelConfig}
+_NESTED: dict[str, type] = {
+    one.__name__: one for one in (EncoderConfig, DequantizationCurve, ModelConfig)
+}

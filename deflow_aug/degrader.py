@@ -346,9 +346,9 @@ class DeFlowDegrader(ModelHubMixin):
         """
         pixels = prepared(self.model, unpack(img).pixels)
         domains = [domain] * len(pixels)
-        bits = -self.model.nll(self.model.match_colours(pixels, domains), domains)
-        # nll is of the bins of training.
-        bits = bits + math.log2(self.model.config.dequantization_steps / EIGHT_BIT_STEPS)
+        density = self.model.log_prob(self.model.match_colours(pixels, domains), domains)
+        # Not the model's nll, which is of the bins of training.
+        bits = density / (math.log(2) * pixels[0].numel()) - math.log2(EIGHT_BIT_STEPS)
         if isinstance(img, Tensor) and img.ndim == 4:
             return bits.to(img.device)
         if isinstance(img, np.ndarray) and img.ndim == 4:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deflow_aug.conditioning import ConditioningNetwork, domain_invariant
 from deflow_aug.config import CLEAN, ChannelStatistics, ModelConfig
+from deflow_aug.dequantization import bin_widths, log_volume
 from deflow_aug.devices import full_precision
 from deflow_aug.flow.glow import ConditionalGlow, Prepared
 from deflow_aug.flow.layers import initializing
@@ -182,9 +183,9 @@ class DeFlow(nn.Module):
                 the bin's centre stands for its mean over the bin.
             noise: standard normal draws for h(x).
         """
-        features = self.features(x, noise)
-        x = self._dequantized(x, dequantization)
-        return self._bits(self.log_prob(x, domain, features), x)
+        features, widths = self.features(x, noise), bin_widths(x, self.config)
+        dequantized = _dequantized(x, widths, dequantization)
+        return _bits(self.log_prob(dequantized, domain, features), x, widths)
 
     def paired_nll(
         self,
@@ -206,14 +207,15 @@ class DeFlow(nn.Module):
             ValueError: for a domain that is unknown or the clean one.
         """
         draws, h_noise = dequantization or (None, None), noise or (None, None)
+        widths = bin_widths(degraded, self.config)
         log_probability = self.conditional_log_prob(
-            self._dequantized(degraded, draws[0]),
-            self._dequantized(clean, draws[1]),
+            _dequantized(degraded, widths, draws[0]),
+            _dequantized(clean, bin_widths(clean, self.config), draws[1]),
             domain,
             self.features(degraded, h_noise[0]),
             self.features(clean, h_noise[1]),
         )
-        return self._bits(log_probability, degraded)
+        return _bits(log_probability, degraded, widths)
 
     def degrade(
         self,
@@ -253,7 +255,7 @@ class DeFlow(nn.Module):
         """Set the actnorms that are not initialised yet from a batch of both domains."""
         with initializing(self):
             features = self.features(x, noise)
-            self.encode(self._dequantized(x, dequantization), features)
+            self.encode(_dequantized(x, bin_widths(x, self.config), dequantization), features)
 
     def latent_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
         """Shapes (C, H, W) of the latents of an image of this size."""
@@ -307,16 +309,6 @@ class DeFlow(nn.Module):
     def domain_shifts(self) -> list[DomainShift]:
         return [cast(DomainShift, shift) for shift in self.shifts]
 
-    def _dequantized(self, x: Tensor, draws: Tensor | None) -> Tensor:
-        """Images with dequantisation noise of the model's width, from draws in [-1/2, 1/2)."""
-        return x if draws is None else x + draws / self.config.dequantization_steps
-
-    def _bits(self, log_density: Tensor, x: Tensor) -> Tensor:
-        """Bits per dimension of the quantisation bins, from a density in nats."""
-        dimensions = x[0].numel()
-        log_probability = log_density - dimensions * math.log(self.config.dequantization_steps)
-        return -log_probability / (dimensions * math.log(2))
-
     def _check(self, x: Tensor) -> None:
         multiple = self.config.size_multiple
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % multiple or x.shape[3] % multiple:
@@ -324,6 +316,16 @@ class DeFlow(nn.Module):
                 f"expected images of shape [B, 3, H, W] with H and W multiples of {multiple}, "
                 f"got {list(x.shape)}; pad them with deflow_aug.resize.pad_to_multiple"
             )
+
+
+def _dequantized(x: Tensor, widths: Tensor, draws: Tensor | None) -> Tensor:
+    """Images with dequantisation noise, from draws in [-1/2, 1/2)."""
+    return x if draws is None else x + draws * widths
+
+
+def _bits(log_density: Tensor, x: Tensor, widths: Tensor) -> Tensor:
+    """Bits per dimension of the quantisation bins of these widths, from a density in nats."""
+    return -(log_density + log_volume(widths, x)) / (x[0].numel() * math.log(2))
 
 
 def _mixed_statistics(

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     FIT = 10
     TWO_SAMPLE = 11
     EVALUATE = 12
+    CAST = 13
 
 
 def generator(*key: int) -> np.random.Generator:

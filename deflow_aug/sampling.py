@@ -16,6 +16,7 @@ from torch import Tensor
 from deflow_aug import randomness
 from deflow_aug.arguments import RANDOM
 from deflow_aug.config import CLEAN
+from deflow_aug.dequantization import bin_widths
 from deflow_aug.model import DeFlow, Domain
 from deflow_aug.randomness import Stream
 from deflow_aug.resize import pad_to_multiple
@@ -88,8 +89,8 @@ def sample(model: DeFlow, pixels: Tensor, request: Request, place: Place | None 
     samples = []
     for number in range(request.samples):
         if noisy and request.dequantize:
-            width_of_bin = tau.clamp(max=1) / model.config.dequantization_steps
-            shift = width_of_bin[:, None, None, None] * noise.dequantization(number)
+            bins = tau.clamp(max=1)[:, None, None, None] * bin_widths(x, model.config)
+            shift = bins * noise.dequantization(number)
             z, _ = model.encode(x + shift, features)
         elif not z:  # the same for all samples
             z, _ = model.encode(x, features)

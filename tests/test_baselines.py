@@ -23,9 +23,9 @@ from deflow_aug.baselines import (
     WhiteNoise,
     fit_all,
 )
-from deflow_aug.baselines.flat import flat_windows
 from deflow_aug.baselines.gaussian import NoiseLevel, _non_negative, robust_level
 from deflow_aug.evaluation.noise import channel_correlation, lag_correlation
+from deflow_aug.flat import flat_windows
 
 NAMES = ["nothing", "white", "signal-dependent", "noise patches", "classical chain"]
 

@@ -91,6 +91,7 @@ def test_what_a_seed_means_never_changes() -> None:
         "FIT": 10,
         "TWO_SAMPLE": 11,
         "EVALUATE": 12,
+        "CAST": 13,
     }
     assert generator(1, 2, 3).integers(2**63) == 7338073586685795035
     assert BLOCK == 64

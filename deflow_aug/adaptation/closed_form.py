@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deflow_aug import randomness
+from deflow_aug.dequantization import bin_widths
 from deflow_aug.latent import psd_root
 from deflow_aug.model import DeFlow
 
@@ -53,7 +54,7 @@ def latent_moments(model: DeFlow, x: Tensor, domain: str, *key: int) -> list[Mom
     draws = randomness.uniform(tuple(x.shape), *key, 0).to(x.device)
     noise = randomness.normal((*x.shape[:2], height // scale, width // scale), *key, 1)
     features = model.features(x, noise.to(x.device))
-    latents, _ = model.encode(x + draws / model.config.dequantization_steps, features)
+    latents, _ = model.encode(x + draws * bin_widths(x, model.config), features)
     return [Moments.of(z) for z in latents]
 
 

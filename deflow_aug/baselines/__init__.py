@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from deflow_aug.baselines.base import Baseline, Nothing
 from deflow_aug.baselines.chain import ClassicalChain
-from deflow_aug.baselines.flat import Image8, NoFlatAreasError
 from deflow_aug.baselines.gaussian import SignalDependentNoise, WhiteNoise
 from deflow_aug.baselines.patches import NoisePatches
+from deflow_aug.flat import Image8, NoFlatAreasError
 
 __all__ = [
     "Baseline",

@@ -14,7 +14,7 @@ from torch import Tensor
 from deflow_aug import randomness
 from deflow_aug.arguments import is_number
 from deflow_aug.baselines.base import Baseline
-from deflow_aug.baselines.flat import Array, FlatWindows, Image8, flat_windows
+from deflow_aug.flat import Array, FlatWindows, Image8, flat_windows
 from deflow_aug.randomness import Stream
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from deflow_aug import randomness
 from deflow_aug.arguments import is_integer, span, whole
 from deflow_aug.baselines.base import Baseline
-from deflow_aug.baselines.flat import (
+from deflow_aug.flat import (
     LUMA,
     SPREAD,
     Array,

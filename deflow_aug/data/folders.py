@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from deflow_aug.data.facts import Statistics, digest, statistics
 from deflow_aug.data.pictures import CACHE_BYTES, DataError, Pictures
 from deflow_aug.data.regions import Pixels, drawn_place, turned
 from deflow_aug.data.scan import Scan, scan
+from deflow_aug.image_files import LEFT_OUT
+from deflow_aug.randomness import Stream
 
 __all__ = ["CACHE_BYTES", "CropFolder", "DataError", "check_separate"]
 
@@ -106,6 +108,17 @@ class CropFolder:
             progress: called after each image with the number of those done and of all.
         """
         return statistics(self.pictures, progress)
+
+    def whole_pictures(self, count: int, seed: int) -> Iterator[Pixels]:
+        """At most so many of the images, drawn at random: uint8 [H, W, 3], downscaled but neither
+        cropped nor blurred. Those that turn out to be broken are left out.
+        """
+        order = randomness.generator(seed, Stream.FIT).permutation(len(self.pictures.files))
+        for number in sorted(map(int, order[:count])):
+            try:
+                yield self.pictures.load(number).downscaled().pixels
+            except LEFT_OUT as error:
+                self.pictures.leave_out(number, str(error))
 
     def fingerprint(self) -> str:
         """A hash of the images' names, sizes and parts of their contents, and of what is done to

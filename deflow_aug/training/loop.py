@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from deflow_aug.adaptation import fit_shifts
+from deflow_aug.adaptation import fit_shifts, remove_cast
+from deflow_aug.config import CLEAN
 from deflow_aug.data.paired import PairedBatches
 from deflow_aug.data.unpaired import UnpairedBatches
 from deflow_aug.model import DeFlow
@@ -36,6 +37,9 @@ INITIALIZATION_BATCHES = 4
 
 FIT_CROPS = 256
 """Crops of each domain that a "fitted" shift is fitted to."""
+
+CAST_CROPS = 256
+"""Clean crops that a colour cast is measured on."""
 
 
 class Trainer:
@@ -95,6 +99,9 @@ class Trainer:
         elif recipe.match_statistics:
             folders = self.feed.folders
             recipe = self.processes.from_main(lambda: starting.with_statistics(recipe, folders))
+        if found is None and (recipe.dequantize_as_noise or recipe.condition_as_noise):
+            folders = self.feed.folders
+            recipe = self.processes.from_main(lambda: starting.with_noise(recipe, folders))
         model = starting.new_model(recipe).to(self.device)
         if found is None:
             if start is not None:
@@ -170,6 +177,8 @@ class Trainer:
                     last = self.step == self.recipe.steps
                     if last and self.recipe.model.shift == "fitted":
                         self._fit_shifts()
+                    if last and self.recipe.remove_cast and self.feed.folders:
+                        self._remove_cast()
                     if log is not None:
                         log.write(progress)
                     every_step(progress)
@@ -279,6 +288,14 @@ class Trainer:
             fit_shifts(self.average, batches, seed=self.recipe.seed)
         except (torch.linalg.LinAlgError, ValueError) as error:  # type: ignore[attr-defined]
             warnings.warn(f"no shift can be fitted: {error}", stacklevel=2)
+
+    def _remove_cast(self) -> None:
+        """Correct the average's mu by crops that come after those of the training."""
+        clean = self.feed.crops(self.recipe.steps, CAST_CROPS)[CLEAN]
+        try:
+            remove_cast(self.average, clean, seed=self.recipe.seed)
+        except ValueError as error:
+            warnings.warn(f"the shift's colours are not corrected: {error}", stacklevel=2)
 
     def _log(self) -> contextlib.AbstractContextManager[Log | None]:
         """The log, from which steps after this one are dropped; they are about to come again."""

@@ -37,6 +37,13 @@ class Recipe:
         blur_kernels: folder of blur kernels, .npy or .png; clean crops are blurred with one of
             them, drawn at random.
         rotations: crops are turned by 0, 90, 180 or 270 degrees, not only flipped.
+        dequantize_as_noise: standard deviation of the dequantisation noise, in multiples of that of
+            the degraded images' own noise, which is measured in their flat areas, by channel and
+            intensity, and stored as ``model.dequantization_curve``. 0: the model's settings.
+        condition_as_noise: standard deviation of the noise on h(x), likewise, but one number, at
+            least ``model.conditioning_noise``; 0: that.
+        remove_cast: after the last step mu is corrected such that degraded images keep the mean
+            colours of clean ones (see :func:`deflow_aug.adaptation.remove_cast`).
         match_statistics: degraded images are given the clean ones' mean and standard deviation of
             each channel; the statistics are stored with the model, whose results get them back.
         paired_share: share of a batch that is pairs, where there are paired and unpaired data.
@@ -74,6 +81,9 @@ class Recipe:
     degraded_as_clean: int = 0
     blur_kernels: str | None = None
     rotations: bool = False
+    dequantize_as_noise: float = 0.0
+    condition_as_noise: float = 0.0
+    remove_cast: bool = False
     match_statistics: bool = False
     paired_share: float = 0.5
     precision: str = "float32"
@@ -95,6 +105,9 @@ class Recipe:
         for name in ("lr", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be > 0 and finite, got {getattr(self, name)}")
+        for name in ("dequantize_as_noise", "condition_as_noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be >= 0 and finite, got {getattr(self, name)}")
         if self.outlier_factor != 0 and not self.outlier_factor > 1:
             raise ConfigError(
                 f"outlier_factor must be above 1, or 0 to skip no outliers, "

@@ -24,15 +24,21 @@ MAY_CHANGE = {
 
 
 def as_started(recipe: Recipe, found: Checkpoint) -> Recipe:
-    """The recipe to go on with: the given one, with the statistics that the run measured.
+    """The recipe to go on with: the given one, with what the run measured of its data.
 
     Raises:
         CheckpointError: if the run was started with other settings, or is further than asked for.
     """
     # By way of a Recipe, for a checkpoint from before a setting existed has its default.
     started = from_dict(Recipe, found.recipe)
+    model = recipe.model
     if recipe.match_statistics:
-        recipe = replace(recipe, model=replace(recipe.model, statistics=started.model.statistics))
+        model = replace(model, statistics=started.model.statistics)
+    if recipe.dequantize_as_noise:
+        model = replace(model, dequantization_curve=started.model.dequantization_curve)
+    if recipe.condition_as_noise:
+        model = replace(model, conditioning_noise=started.model.conditioning_noise)
+    recipe = replace(recipe, model=model)
     mine, theirs = to_dict(recipe), to_dict(started)
     changed = [
         f"{key}: {now}, was {before}"

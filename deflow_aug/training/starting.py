@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from deflow_aug.config import CLEAN, ChannelStatistics, ConfigError
+from deflow_aug.config import CLEAN, ChannelStatistics, ConfigError, DequantizationCurve
 from deflow_aug.convert import encoder_weights, load_checkpoint
 from deflow_aug.data.folders import CropFolder
+from deflow_aug.flat import NoFlatAreasError, flat_windows
 from deflow_aug.latent import ShiftHealth
 from deflow_aug.model import DeFlow, channels_last
+from deflow_aug.noise_curve import noise_curve, noise_level
 from deflow_aug.training.objective import Inputs
 from deflow_aug.training.recipe import Recipe
 
 INITIALIZATION_IMAGES = 64
 """At most so many images initialise the actnorms."""
+
+
+MEASURED_IMAGES = 256
+"""At most so many images of a domain have their noise measured."""
 
 
 def with_statistics(recipe: Recipe, domains: Mapping[str, CropFolder]) -> Recipe:
@@ -38,6 +47,43 @@ def with_statistics(recipe: Recipe, domains: Mapping[str, CropFolder]) -> Recipe
         if name in domains
     }
     return replace(recipe, model=replace(recipe.model, statistics=statistics))
+
+
+def with_noise(recipe: Recipe, domains: Mapping[str, CropFolder]) -> Recipe:
+    """The recipe with dequantisation and the noise on h(x) as the noise of its data has it.
+
+    Of several degraded domains the mean of their variances counts, for noise must not differ
+    between domains: it would give them away. Where none has flat areas that show its noise, the
+    model's own settings stay, with a warning.
+
+    Args:
+        domains: the folder of every domain.
+    """
+    curves, levels = [], []
+    for name in recipe.model.domains:
+        if name in domains:
+            try:
+                pictures = domains[name].whole_pictures(MEASURED_IMAGES, recipe.seed)
+                windows = flat_windows(pictures, recipe.seed)
+            except NoFlatAreasError as error:
+                warnings.warn(f"the noise of {name} cannot be measured: {error}", stacklevel=2)
+                continue
+            curves.append(noise_curve(windows))
+            levels.append(noise_level(windows))
+    if not curves:
+        return recipe
+    model = recipe.model
+    if recipe.dequantize_as_noise:
+        # Uniform noise of width w has the standard deviation w / sqrt(12).
+        deviation = np.sqrt(np.mean(np.square(curves), axis=0)) * recipe.dequantize_as_noise / 255
+        widths = np.clip(deviation * math.sqrt(12), 1 / 255, 1)
+        rows = [tuple(round(w, 5) for w in row) for row in widths.tolist()]
+        model = replace(model, dequantization_curve=DequantizationCurve(*rows))
+    if recipe.condition_as_noise:
+        level = math.sqrt(np.mean(np.square(levels))) * recipe.condition_as_noise / 255
+        noise = round(max(level, model.conditioning_noise), 4)
+        model = replace(model, conditioning_noise=noise)
+    return replace(recipe, model=model)
 
 
 def new_model(recipe: Recipe) -> DeFlow:

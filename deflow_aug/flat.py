@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,9 @@ SPREAD = 2.0
 _TEXTURE = 4.0  # so many times the usual variance is no noise, but texture everywhere
 
 
+NONE_GIVEN = "there are no degraded photographs to measure noise in; give some"
+
+
 class NoFlatAreasError(ValueError):
     """The photographs have no areas that show their noise; the message says what to do."""
 
@@ -54,20 +57,25 @@ def checked(degraded: Sequence[Image8]) -> list[Image8]:
     """
     photographs = list(degraded)
     if not photographs:
-        raise ValueError("there are no degraded photographs to fit a baseline to; give some")
+        raise ValueError(NONE_GIVEN)
     for number, one in enumerate(photographs):
-        if not isinstance(one, np.ndarray) or one.dtype != np.uint8:
-            given = one.dtype if isinstance(one, np.ndarray) else type(one).__qualname__
-            raise TypeError(
-                f"degraded photographs must be uint8 arrays [H, W, 3], got {given} (number "
-                f'{number}); of a PIL image, np.asarray(image.convert("RGB"))'
-            )
-        if one.ndim != 3 or one.shape[-1] != 3:
-            raise ValueError(
-                f"degraded photographs must be arrays [H, W, 3], a sequence of them, got shape "
-                f"{one.shape} (number {number}); put a single one into a list"
-            )
+        _check(one, number)
     return photographs
+
+
+def _check(photograph: Image8, number: int) -> None:
+    if not isinstance(photograph, np.ndarray) or photograph.dtype != np.uint8:
+        is_array = isinstance(photograph, np.ndarray)
+        given = photograph.dtype if is_array else type(photograph).__qualname__
+        raise TypeError(
+            f"degraded photographs must be uint8 arrays [H, W, 3], got {given} (number "
+            f'{number}); of a PIL image, np.asarray(image.convert("RGB"))'
+        )
+    if photograph.ndim != 3 or photograph.shape[-1] != 3:
+        raise ValueError(
+            f"degraded photographs must be arrays [H, W, 3], a sequence of them, got shape "
+            f"{photograph.shape} (number {number}); put a single one into a list"
+        )
 
 
 def windows(photograph: Image8, side: int) -> NDArray[np.uint8]:
@@ -78,7 +86,7 @@ def windows(photograph: Image8, side: int) -> NDArray[np.uint8]:
     return tiles.reshape(-1, side, side, 3)
 
 
-def flat_windows(degraded: Sequence[Image8], seed: int) -> list[FlatWindows]:
+def flat_windows(degraded: Iterable[Image8], seed: int) -> list[FlatWindows]:
     """The flat windows of each photograph that has some.
 
     In a photograph, and for each range of brightness, the variances of windows without texture
@@ -93,18 +101,23 @@ def flat_windows(degraded: Sequence[Image8], seed: int) -> list[FlatWindows]:
     where values are clipped are left out too.
 
     Args:
-        degraded: uint8 [H, W, 3] each.
+        degraded: uint8 [H, W, 3] each; they are gone through once.
         seed: chooses among the windows of large photographs.
 
     Raises:
+        TypeError, ValueError: for photographs of another kind, or none.
         NoFlatAreasError: if no photograph has any.
     """
-    photographs = checked(degraded)
-    found = [_flat_windows_of(one, seed, i) for i, one in enumerate(photographs)]
+    found = []
+    for number, photograph in enumerate(degraded):
+        _check(photograph, number)
+        found.append(_flat_windows_of(photograph, seed, number))
+    if not found:
+        raise ValueError(NONE_GIVEN)
     some = [one for one in found if len(one.mean)]
     if not some:
         raise NoFlatAreasError(
-            f"none of the {len(photographs)} degraded photographs has {_FEWEST} windows of {SIDE} "
+            f"none of the {len(found)} degraded photographs has {_FEWEST} windows of {SIDE} "
             f"x {SIDE} pixels of like brightness that are neither clipped nor without any noise; "
             f"give larger photographs, or set the noise level by hand"
         )
