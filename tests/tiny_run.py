@@ -38,6 +38,11 @@ def recipe(**changes: object) -> Recipe:
         "crop": 8,
         "checkpoint_every": 3,
         "warmup": 2,
+        "rotations": False,
+        # Pictures as small as these have no flat areas to measure noise in.
+        "dequantize_as_noise": 0.0,
+        "condition_as_noise": 0.0,
+        "remove_cast": False,
     }
     return Recipe(**(settings | changes))  # type: ignore[arg-type]
 

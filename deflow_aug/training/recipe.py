@@ -57,7 +57,7 @@ class Recipe:
 
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(
-            scale=4,
+            scale=2,
             levels=3,
             steps=4,
             split_levels=(),
@@ -67,7 +67,7 @@ class Recipe:
             shift_init=0.8,
         )
     )
-    steps: int = 1600
+    steps: int = 1500
     batch_size: int = 4
     crop: int = 48
     lr: float = 8e-4
@@ -80,10 +80,10 @@ class Recipe:
     clean_downscale: int = 1
     degraded_as_clean: int = 0
     blur_kernels: str | None = None
-    rotations: bool = False
-    dequantize_as_noise: float = 0.0
-    condition_as_noise: float = 0.0
-    remove_cast: bool = False
+    rotations: bool = True
+    dequantize_as_noise: float = 1.2
+    condition_as_noise: float = 5.0
+    remove_cast: bool = True
     match_statistics: bool = False
     paired_share: float = 0.5
     precision: str = "float32"
