@@ -67,7 +67,7 @@ class Recipe:
             shift_init=0.8,
         )
     )
-    steps: int = 1500
+    steps: int = 1550
     batch_size: int = 4
     crop: int = 48
     lr: float = 8e-4
