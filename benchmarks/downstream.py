@@ -156,7 +156,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="training steps of each network")
     parser.add_argument("--draws", type=int, help="degradations of each clean picture")
     parser.add_argument(
-        "--deflow-steps", type=int, default=1600, help=f"training steps of DeFlow for {SR}"
+        "--deflow-steps",
+        type=int,
+        help=f"training steps of DeFlow for {SR}; default: those of the small recipe",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="see above")

@@ -168,10 +168,10 @@ def super_resolution(folder: Path, draws: int) -> Task:
     )
 
 
-def train_deflow(task: Task, folder: Path, steps: int, device: str) -> Path:
+def train_deflow(task: Task, folder: Path, steps: int | None, device: str) -> Path:
     """Weights trained on the task's unpaired pictures, in a folder; taken up where they are.
 
-    With the settings of the small recipe, and so many steps.
+    With the settings of the small recipe, but for the steps if they are given.
     """
     weights = folder / "weights"
     if not (weights / "config.json").exists():
@@ -179,7 +179,8 @@ def train_deflow(task: Task, folder: Path, steps: int, device: str) -> Path:
             (folder / kind).mkdir(parents=True, exist_ok=True)
             for number, picture in enumerate(some):
                 write_image(picture, folder / kind / f"{number:03d}.png")
-        command = ["train", "--config", "small", "--steps", str(steps), "--device", device]
+        command = ["train", "--config", "small", "--device", device]
+        command += [] if steps is None else ["--steps", str(steps)]
         command += ["--clean", str(folder / "clean"), "--degraded", str(folder / "degraded")]
         command += ["--output", str(weights), "--card-samples", "false"]
         if status := cli.main(command):

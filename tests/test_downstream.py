@@ -118,6 +118,7 @@ def test_the_ceiling_wins_and_a_stopped_benchmark_goes_on(
         bench.main.main([*command, "--steps", "7"])
 
 
+@pytest.mark.filterwarnings("ignore:only . patches")  # of pictures as small as these
 def test_super_resolution_trains_deflow_and_keeps_the_recipe_hidden(
     bench: Any, data: Path, tmp_path: Path
 ) -> None:
