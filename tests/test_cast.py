@@ -12,16 +12,16 @@ from deflow_aug.model import DeFlow
 
 
 def pictures(seed: int) -> Tensor:
-    """Smooth ones, uint8 [24, 3, 16, 16]."""
+    """Smooth ones, [24, 3, 16, 16] in [0, 1]."""
     rng = torch.Generator().manual_seed(seed)
     coarse = torch.randint(60, 200, (24, 3, 4, 4), generator=rng)
-    return coarse.repeat_interleave(4, 2).repeat_interleave(4, 3).byte()
+    return coarse.repeat_interleave(4, 2).repeat_interleave(4, 3) / 255
 
 
 def cast(model: DeFlow, domain: str) -> Tensor:
     """Of other pictures with other noise, in levels [3]."""
     torch.manual_seed(0)
-    x = pictures(1).float() / 255
+    x = pictures(1)
     with torch.no_grad():
         features = model.features(x)
         z, _ = model.encode(x, features)
@@ -38,7 +38,7 @@ def test_what_is_left_of_a_cast_is_small() -> None:
     before = [cast(model, name) for name in ("day", "night")]
     roots = [shift.factors().clone() for shift in model.domain_shifts()]
     state = {k: v.clone() for k, v in model.state_dict().items() if not k.endswith("mean")}
-    found = remove_cast(model, pictures(0))
+    found = remove_cast(model, [pictures(0)])
     for name, was in zip(("day", "night"), before, strict=True):
         assert float(was.abs().max()) > 1
         assert torch.tensor(found[name]).sub(was).abs().max() < 0.1 * was.abs().max()
@@ -54,10 +54,18 @@ def test_it_depends_on_the_seed_alone() -> None:
         model = small_model()
         torch.manual_seed(7 + seed)
         torch.rand(3)
-        remove_cast(model, pictures(0), seed=seed)
+        remove_cast(model, [pictures(0)], seed=seed)
         means.append(model.domain_shifts()[0].mean.clone())
     assert torch.equal(means[0], means[1])
     assert not torch.equal(means[0], means[2])
+
+
+def test_images_of_several_sizes_and_one_domain() -> None:
+    model = small_model(domains=("day", "night"), split_levels=())
+    other = model.domain_shifts()[0].mean[0].clone()
+    found = remove_cast(model, [pictures(0)[:, :, :8], pictures(1)], ["night"])
+    assert list(found) == ["night"]
+    assert torch.equal(model.domain_shifts()[0].mean[0], other)
 
 
 def test_numbers_that_are_not_finite_change_nothing() -> None:
@@ -66,5 +74,5 @@ def test_numbers_that_are_not_finite_change_nothing() -> None:
         model.domain_shifts()[0].factor.fill_(float("nan"))
     mean = model.domain_shifts()[0].mean.clone()
     with pytest.raises(ValueError, match="not finite"):
-        remove_cast(model, pictures(0))
+        remove_cast(model, [pictures(0)])
     assert torch.equal(model.domain_shifts()[0].mean, mean)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from deflow_aug import randomness
-from deflow_aug.config import CLEAN
 from deflow_aug.model import DeFlow
 from deflow_aug.randomness import Stream
 
@@ -20,13 +21,19 @@ BATCH = 16
 
 
 @torch.no_grad()
-def remove_cast(model: DeFlow, clean: Tensor, *, seed: int = 0) -> dict[str, list[float]]:
-    """Shift mu of every degraded domain such that degrading leaves mean colours as they are.
+def remove_cast(
+    model: DeFlow,
+    images: Sequence[Tensor],
+    domains: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Shift mu of degraded domains such that degrading leaves mean colours as they are.
 
     The means of the two domains' latents differ by what the photographs show as well, and with some
     dozens of them a fair part of mu is that: degraded images then have a cast of a level or so. By
     eq. (6) h(x) = h(y), so a degradation has no business with what survives downscaling, mean
-    colours first of all. How far they move is measured on clean images; a colour's direction in
+    colours first of all. How far they move is measured on images; a colour's direction in
     the latents is the mean of
 
         d_c = (f(x + e 1_c; h(x)) - f(x; h(x))) / e
@@ -35,8 +42,10 @@ def remove_cast(model: DeFlow, clean: Tensor, *, seed: int = 0) -> dict[str, lis
 
     Args:
         model: it is changed.
-        clean: clean images of the training, uint8 [N, 3, H, W], H and W multiples of
-            ``config.size_multiple``.
+        images: what the model degrades, clean images of the training at best: batches
+            [N, 3, H, W] in [0, 1], in the flow's colours, H and W multiples of
+            ``config.size_multiple``. All count by their pixels.
+        domains: names; None: all degraded domains.
         seed: of the noise.
 
     Returns:
@@ -45,8 +54,10 @@ def remove_cast(model: DeFlow, clean: Tensor, *, seed: int = 0) -> dict[str, lis
     Raises:
         ValueError: if the model's numbers are not finite, before anything is changed.
     """
-    batches = [_Encoded(model, x, seed, i) for i, x in enumerate(clean.split(BATCH))]
-    shares = [len(batch.x) / len(clean) for batch in batches]
+    parts = [part for batch in images for part in batch.split(BATCH)]
+    batches = [_Encoded(model, x, seed, i) for i, x in enumerate(parts)]
+    pixels = sum(part.numel() for part in parts)
+    shares = [part.numel() / pixels for part in parts]
     directions = [
         sum(
             (share * batch.directions[i] for share, batch in zip(shares, batches, strict=True)),
@@ -55,7 +66,8 @@ def remove_cast(model: DeFlow, clean: Tensor, *, seed: int = 0) -> dict[str, lis
         for i in range(len(model.domain_shifts()))
     ]
     found = {}
-    for number, name in enumerate(model.config.domains, 1):
+    for name in model.config.domains if domains is None else domains:
+        number = 1 + model.config.domains.index(name)
         for turn in range(ROUNDS):
             casts = [
                 batch.cast(model, name, (seed, Stream.CAST, number, turn)) for batch in batches
@@ -72,11 +84,11 @@ def remove_cast(model: DeFlow, clean: Tensor, *, seed: int = 0) -> dict[str, lis
 
 
 class _Encoded:
-    """Clean images, their features and latents."""
+    """Images, their features and latents."""
 
     def __init__(self, model: DeFlow, x: Tensor, seed: int, number: int) -> None:
         device, scale = next(model.parameters()).device, model.config.scale
-        self.x = model.match_colours(x.to(device).float() / 255, [CLEAN] * len(x))
+        self.x = x.to(device)
         self.number = number
         height, width = (side // scale for side in x.shape[-2:])
         noise = randomness.normal((len(x), 3, height, width), seed, Stream.CAST, 0, number)
@@ -94,7 +106,7 @@ class _Encoded:
         """Of each latent, [3, C]."""
 
     def cast(self, model: DeFlow, domain: str, key: tuple[int, ...]) -> Tensor:
-        """Mean of degraded minus clean of each channel, [3]."""
+        """Mean of what degrading adds to each channel, [3]."""
         noise = [
             randomness.normal(tuple(z.shape), *key, self.number, i).to(z.device)
             for i, z in enumerate(self.latents)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deflow_aug import hub
+from deflow_aug.adaptation.cast import remove_cast
 from deflow_aug.adaptation.closed_form import ascend, closed_form
 from deflow_aug.adaptation.photographs import (
     PHOTOGRAPHS,
@@ -57,7 +58,8 @@ def adapt(
       variance is above ``limit`` times the median is scaled down to that, as by a temperature.
     - Means differ by content more than by degradation. From each photograph's mean that of its
       downscaled version (by s) is taken off: it shows the same content, and what survives
-      downscaling is, by eq. 6, no degradation.
+      downscaling is, by eq. 6, no degradation. What is left of a cast :func:`remove_cast` takes
+      off.
     - Without clean images C_x = I and m_x = 0, as the flow was trained to; with them, C_x is
       measured, and their mean likewise taken off.
 
@@ -128,6 +130,8 @@ def adapt(
         if steps:
             factor = ascend(factor, reference, excess, steps, diagonal)
         shift.assign(len(model.config.domains), mean, factor)
+    # Of clean photographs if there are; mean colours are no degradation of degraded ones either.
+    remove_cast(model, [photo.corner for photo in x or y], [name], seed=seed)
     _warn_of_few(y)
     if x is None and statistics.median(levels) < FAINT:
         warnings.warn(

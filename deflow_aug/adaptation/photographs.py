@@ -29,6 +29,9 @@ TILE = 512
 TILES = 4
 """Tiles of a photograph that are looked at, at most."""
 
+CORNER = 96
+"""Side of the part of a photograph that is kept to see how the new domain changes its colours."""
+
 PHOTOGRAPHS = 64
 """Photographs of a folder that are looked at, at most."""
 
@@ -41,10 +44,15 @@ class AdaptationError(ValueError):
 
 @dataclass(frozen=True)
 class Photograph:
-    """Moments of one photograph's latents, and of those of its downscaled version (or None)."""
+    """Moments of one photograph's latents, and of those of its downscaled version (or None).
+
+    Args:
+        corner: a part of it in the flow's colours, [1, 3, H, W] in [0, 1].
+    """
 
     latents: list[Moments]
     small: list[Moments] | None
+    corner: Tensor
 
     def offset(self, i: int) -> Tensor:
         """Mean of latent i, less what downscaling leaves of it: content, which h keeps."""
@@ -134,15 +142,24 @@ class Reader:
         whole: list[list[Moments]] = []
         small: list[list[Moments]] = []
         config = self.model.config
+        corner: Tensor | None = None
         for number, box in enumerate(tiles):
             x = unpack(_cut(image, *box)).pixels
             whole.append(latent_moments(self.model, x, self.names[side], *key, number))
             # In the flow's colours: those of the clean domain.
-            x = bicubic_downscale(self.model.match_colours(x, [self.names[side]]), config.scale)
+            x = self.model.match_colours(x, [self.names[side]])
+            if corner is None:
+                sides = (
+                    min(CORNER // config.size_multiple * config.size_multiple, n) for n in box[2:]
+                )
+                height, width = sides
+                corner = x[..., :height, :width]
+            x = bicubic_downscale(x, config.scale)
             if min(x.shape[-2:]) >= config.size_multiple:
                 moments = latent_moments(self.model, x.clamp(0, 1), CLEAN, *key, number, 1)
                 small.append(moments)
-        return Photograph(_pooled(whole), _pooled(small) if small else None)
+        assert corner is not None  # there is at least one tile
+        return Photograph(_pooled(whole), _pooled(small) if small else None, corner)
 
 
 def _pooled(parts: Sequence[list[Moments]]) -> list[Moments]:

@@ -293,7 +293,7 @@ class Trainer:
         """Correct the average's mu by crops that come after those of the training."""
         clean = self.feed.crops(self.recipe.steps, CAST_CROPS)[CLEAN]
         try:
-            remove_cast(self.average, clean, seed=self.recipe.seed)
+            remove_cast(self.average, [clean.float() / 255], seed=self.recipe.seed)
         except ValueError as error:
             warnings.warn(f"the shift's colours are not corrected: {error}", stacklevel=2)
 
