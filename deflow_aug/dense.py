@@ -69,9 +69,11 @@ class _Joined:
 
 def rrdb(pixels: Tensor, blocks: Sequence[BlockKernels]) -> Tensor:
     """x + 0.2 * (the dense blocks, one after the other)."""
-    y = pixels
+    y, tiles = pixels, None
     for block in blocks:
-        y, _ = _dense(y, block)
+        # The same memory again: that of large maps comes page by page, which takes time.
+        y, trace = _dense(y, block, tiles)
+        tiles = trace.tiles
     return torch.add(pixels, y, alpha=RESIDUAL_SCALE)
 
 
@@ -94,10 +96,13 @@ class _Trace:
     maps: list[Tensor]
 
 
-def _dense(pixels: Tensor, block: BlockKernels) -> tuple[Tensor, _Trace]:
-    """One dense block: its result, and what it leaves behind."""
+def _dense(
+    pixels: Tensor, block: BlockKernels, tiles: Tensor | None = None
+) -> tuple[Tensor, _Trace]:
+    """One dense block: its result, and what it leaves behind, in tiles that are given or new."""
     grid, channels = Grid(*pixels.shape[:3]), pixels.shape[3]
-    tiles = pixels.new_empty(36, grid.tiles, block.kernels[-1].shape[2])
+    if tiles is None:
+        tiles = pixels.new_empty(36, grid.tiles, block.kernels[-1].shape[2])
     tiles[:, :, :channels] = winograd.transform(pixels)
     maps: list[Tensor] = []
     for kernel, bias in zip(block.kernels, block.biases, strict=True):

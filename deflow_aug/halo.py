@@ -17,8 +17,11 @@ from deflow_aug.model import DeFlow
 from deflow_aug.sampling import Place, Request, sample
 from deflow_aug.tiling import padded
 
-INVISIBLE = 0.1 / 255
-"""What a cut may change beyond the halo: a tenth of what tiles may differ by anywhere."""
+INVISIBLE = 0.2 / 255
+"""What a cut may change beyond the halo: a fifth of what tiles may differ by anywhere.
+
+A window has at most four cuts.
+"""
 
 REACH = 32
 """How far the measurement looks, in units of the size multiple (8 pixels for three levels)."""
