@@ -21,11 +21,13 @@ from deflow_aug.flow.winograd import Grid
 def in_tiles(x: Tensor) -> bool:
     """Whether convolutions of ``x`` are computed in tiles.
 
-    Not on GPUs, whose convolutions are faster than their float32 matrix products, and not in low
-    precision, which the transforms would lose.
+    Not on GPUs, whose convolutions are faster than their float32 matrix products, not in low
+    precision, which the transforms would lose, and not of maps smaller than a tile, which would
+    cost more, and where rounding would move weights whose gradient is zero.
     """
     exact = x.dtype in (torch.float32, torch.float64)
-    return x.is_cpu and exact and not torch.is_autocast_enabled("cpu")
+    large = min(x.shape[-2:]) >= 4
+    return large and x.is_cpu and exact and not torch.is_autocast_enabled("cpu")
 
 
 @dataclass(frozen=True)
