@@ -226,7 +226,8 @@ class DeFlowDegrader(ModelHubMixin):
                 channel statistics are the means of theirs with these weights, divided by their
                 sum. A sequence: one of these for each image of the batch.
             tile: "auto" computes images one after another, and large ones in tiles, where memory
-                (2.8 GB on a CPU, half of what is free on a GPU) does not suffice for all at once. A
+                (2.8 GB on a CPU, half of what is free on a GPU) does not suffice for all at once,
+                and on a CPU where they have more than half a megapixel, which is quicker. A
                 number: the side of tiles, in pixels. None or 0: everything at once. Noise belongs
                 to positions of the image, and tiles see what is around them (:meth:`halo`): with
                 tiles, results differ by less than 1/255.

@@ -22,6 +22,14 @@ With the libraries and a published x4 model, kernels kept between calls and all,
 below 4 GB.
 """
 
+QUICK = 2**19
+"""Pixels beyond which windows take longer on a CPU, for each of their pixels.
+
+Maps of more than 32 MB, those of 64 channels at half the size of such a window, are memory that
+glibc gives back to the system each time and gets page by page: a fifth of the time at twice the
+pixels. Overlaps of smaller windows cost less.
+"""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -167,7 +175,9 @@ def most_pixels(config: ModelConfig, samples: int, device: torch.device, wanted:
         wanted: how many all images have. The GPU is only asked where that is much.
     """
     each = bytes_per_pixel(config, samples)
-    if device.type != "cuda" or wanted * each <= WORKING_MEMORY:
+    if device.type != "cuda":
+        return min(WORKING_MEMORY // each, QUICK)
+    if wanted * each <= WORKING_MEMORY:
         return WORKING_MEMORY // each
     free, _ = torch.cuda.mem_get_info(device)
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
