@@ -128,10 +128,11 @@ def test_float32_rounds_little(repeats: int) -> None:
     assert error.abs().max() < 5e-5
 
 
-def test_low_precision_is_not_computed_in_tiles() -> None:
-    assert in_tiles(torch.ones(1))
-    assert in_tiles(torch.ones(1).double())
-    assert not in_tiles(torch.ones(1).bfloat16())
+def test_low_precision_and_small_maps_are_not_computed_in_tiles() -> None:
+    assert in_tiles(torch.ones(1, 1, 4, 5))
+    assert in_tiles(torch.ones(1, 1, 4, 5).double())
+    assert not in_tiles(torch.ones(1, 1, 4, 5).bfloat16())
     assert not in_tiles(torch.ones(1, device="meta"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not in_tiles(torch.ones(1))
+        assert not in_tiles(torch.ones(1, 1, 4, 5))
+    assert not in_tiles(torch.ones(1, 1, 3, 8))
