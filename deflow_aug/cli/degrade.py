@@ -50,8 +50,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=str,
         default="auto",
         help="side of the tiles that a photo is computed in, in pixels; 0: at once; auto: in "
-        "tiles if it has more than half a megapixel or is too large for 2.8 GB of memory; on a GPU, "
-        "for half of what is free",
+        "tiles if it has more than half a megapixel or would take more than 2.8 GB of memory; on a "
+        "GPU, more than half of what is free",
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
