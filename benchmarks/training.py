@@ -49,6 +49,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="of the CPU; default: PyTorch's")
     parser.add_argument("--seconds", type=float, default=60, help="to time for")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="of all threads together, not of the clock"
+    )
     parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -70,7 +73,7 @@ def main() -> None:
     # Before there is a model here: a process inherits the peak of the one that starts it.
     memory = {way: measure_elsewhere(way) for way in WAYS}
     model, steps = make_steps(config, batch, crop, device)
-    times = in_turns(steps, arguments.seconds)
+    times = in_turns(steps, arguments.seconds, arguments.cpu_time)
     # Weights, gradients and Adam's two moments, which no scheme can do without.
     state = 4 * sum(p.nbytes for p in model.parameters()) / 1e9
     print(f"{'':8}{'peak':>10}{'of it activations':>20}{'a step':>12}")
@@ -133,17 +136,20 @@ def measure_elsewhere(way: str) -> float:
     return total
 
 
-def in_turns(steps: dict[str, Callable[[], None]], seconds: float) -> dict[str, float]:
-    """Median seconds of a step of each way."""
+def in_turns(
+    steps: dict[str, Callable[[], None]], seconds: float, cpu_time: bool
+) -> dict[str, float]:
+    """Median seconds of a step of each way: of the clock, or of all threads together."""
+    now = time.process_time if cpu_time else time.perf_counter
     taken: dict[str, list[float]] = {way: [] for way in steps}
     for step in steps.values():
         step()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(taken["lean"]) < 3:
         for way, step in steps.items():
-            started = time.perf_counter()
+            started = now()
             step()
-            taken[way].append(time.perf_counter() - started)
+            taken[way].append(now() - started)
     return {way: statistics.median(values) for way, values in taken.items()}
 
 

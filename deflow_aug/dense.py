@@ -131,9 +131,22 @@ def _dense_backward(grad: Tensor, joined: _Joined, trace: _Trace) -> tuple[Tenso
         if number:
             own = _leaky_relu_backward(own, trace.maps[number - 1])
         end = start
-    products = torch.bmm(sums.mT, trace.tiles)
-    whole = winograd.transform_kernel_transposed(products)
-    return grad + own, [*joined.places(whole), *reversed(biases)]
+    return grad + own, [*_weight_gradients(sums, joined, trace.tiles), *reversed(biases)]
+
+
+def _weight_gradients(sums: Tensor, joined: _Joined, tiles: Tensor) -> list[Tensor]:
+    """Of each convolution, two at once where the inputs of one are nearly those of the other."""
+    gradients: dict[int, Tensor] = {}
+    for together in ((4,), (3, 2), (1, 0)):
+        start, stop = joined.rows[together[0]].start, joined.rows[together[-1]].stop
+        inputs = tiles[:, :, : joined.inputs[together[0]]]
+        products = torch.bmm(sums[:, :, start:stop].mT, inputs)
+        whole = winograd.transform_kernel_transposed(products)
+        for number in together:
+            rows = joined.rows[number]
+            own = whole[rows.start - start : rows.stop - start]
+            gradients[number] = own[:, : joined.inputs[number]]
+    return [gradients[number] for number in range(CONVOLUTIONS)]
 
 
 def _leaky_relu_backward(grad: Tensor, result: Tensor) -> Tensor:

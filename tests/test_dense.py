@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from deflow_aug import recompute
+from deflow_aug import rrdb as rrdb_module
 from deflow_aug.rrdb import RRDB, RRDBTrunk
+
+
+@pytest.fixture(autouse=True)
+def in_tiles_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rrdb_module, "LEAST_TILES", 1)
+    monkeypatch.setattr(rrdb_module, "LEAST_GROWTH", 1)
 
 
 def block(dtype: torch.dtype = torch.float64) -> RRDB:
@@ -46,9 +54,9 @@ def test_an_rrdb_is_its_convolutions(height: int, width: int, channels_last: boo
 
 def test_gradients_numerically_and_of_some_inputs_only() -> None:
     rrdb, x = block(), torch.randn(1, 6, 3, 5).double().requires_grad_()
-    assert torch.autograd.gradcheck(rrdb, x)
+    assert torch.autograd.gradcheck(rrdb, x, fast_mode=True)
     rrdb.requires_grad_(False)
-    assert torch.autograd.gradcheck(rrdb, x)
+    assert torch.autograd.gradcheck(rrdb, x, fast_mode=True)
     some = rrdb.blocks[1].convs[2].weight.requires_grad_()
     draw = torch.randn_like(x)
     (expected,) = torch.autograd.grad(rrdb.directly(x.detach()), some, draw)
@@ -77,6 +85,20 @@ def test_the_backward_pass_keeps_the_input_alone() -> None:
         y, _ = trunk(torch.randn(2, 3, 24, 24), stacked=())
     # Of each block its input; of the last convolution its transformed input, 36/16 as large.
     assert sum(kept) < (len(trunk.body) + 1 + 2.5) * y.nbytes
+
+
+def test_small_blocks_take_the_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recomputed or not: the same numbers and gradients."""
+    monkeypatch.setattr(rrdb_module, "LEAST_TILES", 7)
+    rrdb, x = block(), torch.randn(1, 6, 9, 8).double().requires_grad_()  # six tiles
+    leaves, draw = [x, *rrdb.parameters()], torch.randn_like(x)
+    expected = torch.autograd.grad(rrdb.directly(x), leaves, draw)
+    monkeypatch.setattr(rrdb_module, "rrdb_with_gradients", None)
+    for least_saved in (0, 2**20):
+        monkeypatch.setattr(recompute, "LEAST_SAVED", least_saved)
+        result = rrdb(x)
+        assert_close(result, rrdb.directly(x), rtol=0, atol=0)
+        assert_close(torch.autograd.grad(result, leaves, draw), expected, rtol=0, atol=0)
 
 
 def test_low_precision_takes_the_convolutions() -> None:

@@ -1,7 +1,7 @@
-"""3x3 convolutions in tiles as functions with gradients, which stay in the tiles as well.
+"""3x3 convolutions in tiles with gradients, which are computed in tiles as well.
 
-A map is transformed once (:class:`Transform`), whatever number of kernels it meets; the gradient
-of what was transformed is a matrix product again, and is transformed back once.
+A map is transformed once, whatever number of kernels it meets; the gradient of what was
+transformed is a sum of matrix products again, and is transformed back once.
 """
 
 from __future__ import annotations
@@ -55,32 +55,29 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, repeats: int = 1) -> Tenso
         x: [B, C, H, W].
         repeats: 1, 2 or 4.
     """
-    batch, _, height, width = x.shape
-    grid = Grid(batch, height * repeats, width * repeats)
     kernels = Kernels((weight,), torch.ones_like(bias), bias)
-    (result,) = convolve_tiles([transform(x, repeats)], (repeats,), kernels, grid)
+    ((result,),) = convolve_maps([x], (repeats,), [kernels])
     return result
 
 
-def transform(x: Tensor, repeats: int = 1) -> Tensor:
-    """:func:`winograd.transform` of a map [B, C, H, W], with gradients."""
-    result: Tensor = _Transform.apply(x, repeats)  # type: ignore[no-untyped-call]
-    return result
+def convolve_maps(
+    maps: Sequence[Tensor], repeats: tuple[int, ...], kernels: Sequence[Kernels]
+) -> list[tuple[Tensor, ...]]:
+    """The results of all kernels, [B, O, H, W], with gradients.
 
-
-def convolve_tiles(
-    parts: Sequence[Tensor], repeats: tuple[int, ...], kernels: Kernels, grid: Grid
-) -> tuple[Tensor, ...]:
-    """The result of each of the kernels, [B, O, H, W], with gradients.
+    The backward pass keeps the maps and the parameters alone. It begins when the gradients of all
+    results are there: what depends on the maps is then computed once for all of them.
 
     Args:
-        parts: transformed maps, whose channels follow each other in the kernels.
-        repeats: how often the pixels of each part stand, in ascending order.
+        maps: [B, C, H / repeats, W / repeats], whose channels follow each other in the kernels.
+        repeats: how often the pixels of each map stand (1, 2, 4), in ascending order.
+        kernels: all with as many weights.
     """
-    result: tuple[Tensor, ...] = _Convolve.apply(  # type: ignore[no-untyped-call]
-        grid, repeats, kernels.scale, kernels.bias, len(kernels.weights), *kernels.weights, *parts
-    )
-    return result
+    groups = [(one.scale, one.bias, *one.weights) for one in kernels]
+    flat = [tensor for group in groups for tensor in group]
+    results = _Convolve.apply(repeats, len(groups[0]), *maps, *flat)  # type: ignore[no-untyped-call]
+    each = len(kernels[0].weights)
+    return [results[start : start + each] for start in range(0, len(results), each)]
 
 
 @dataclass(frozen=True)
@@ -102,65 +99,129 @@ class TransformedKernels:
         return cls(parts, bias, len(kernels.weights))
 
     def convolve(self, parts: Sequence[Tensor], grid: Grid) -> tuple[Tensor, ...]:
-        """:func:`convolve_tiles`, without gradients."""
+        """Of transformed maps the result of each of the kernels, [B, O, H, W]."""
         result = winograd.convolve(parts, self.parts, self.bias, grid, self.count)
         return tuple(one.movedim(-1, 1) for one in result)
 
 
-class _Transform(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, repeats: int) -> Tensor:
-        batch, _, height, width = x.shape
-        ctx.grid, ctx.repeats = Grid(batch, height * repeats, width * repeats), repeats
-        return winograd.transform(x.movedim(1, -1), repeats)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return winograd.transform_transposed(grad, ctx.grid, ctx.repeats).movedim(-1, 1), None
-
-
 class _Convolve(torch.autograd.Function):
-    """Keeps for the backward pass what was transformed and the parameters, nothing of its own."""
-
     @staticmethod
     def forward(
-        ctx: Any,
-        grid: Grid,
-        repeats: tuple[int, ...],
-        scale: Tensor,
-        bias: Tensor,
-        count: int,
-        *tensors: Tensor,
+        ctx: Any, repeats: tuple[int, ...], each: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        kernels, parts = Kernels(tensors[:count], scale, bias), tensors[count:]
-        ctx.save_for_backward(scale, bias, *tensors)
-        ctx.grid, ctx.repeats, ctx.count = grid, repeats, count
-        return _transformed(kernels, parts, repeats).convolve(parts, grid)
+        ctx.save_for_backward(*tensors)
+        ctx.repeats, ctx.each = repeats, each
+        maps, groups = _grouped(tensors, len(repeats), each)
+        grids, parts = zip(*map(_transformed, maps, repeats), strict=True)
+        channels = [part.shape[2] for part in parts]
+        results: list[Tensor] = []
+        for kernels in groups:
+            results += TransformedKernels.of(kernels, channels, repeats).convolve(parts, grids[0])
+        return tuple(results)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scale, bias, *tensors = ctx.saved_tensors
-        kernels, parts = Kernels(tuple(tensors[: ctx.count]), scale, bias), tensors[ctx.count :]
-        transformed = _transformed(kernels, parts, ctx.repeats)
-        grad = torch.cat(grads, 1).movedim(1, -1)
-        sums = winograd.results_transposed(grad, ctx.grid, len(parts[0]))
-        of_parts: list[Tensor | None] = [None] * len(parts)
-        of_weights: list[Tensor | None] = [None] * ctx.count
-        of_scale, first_weight = None, 5
-        for number, (part, kernel) in enumerate(zip(parts, transformed.parts, strict=True)):
-            if ctx.needs_input_grad[first_weight + ctx.count + number]:
-                of_parts[number] = torch.bmm(sums[: len(part)], kernel)
-        if any(ctx.needs_input_grad[2 : first_weight + ctx.count]):
-            products = [torch.bmm(sums[: len(part)].mT, part) for part in parts]
-            whole = torch.cat([winograd.transform_kernel_transposed(p) for p in products], 1)
-            of_scale = (whole * torch.cat(kernels.weights)).sum((1, 2, 3))
-            of_weights = list((whole * scale[:, None, None, None]).chunk(ctx.count))
-        return (None, None, of_scale, grad.sum((0, 1, 2)), None, *of_weights, *of_parts)
+        maps, groups = _grouped(ctx.saved_tensors, len(ctx.repeats), ctx.each)
+        of_maps, rest = ctx.needs_input_grad[2:][: len(maps)], ctx.needs_input_grad[2:][len(maps) :]
+        needed = [any(rest[start : start + ctx.each]) for start in range(0, len(rest), ctx.each)]
+        weights = [
+            torch.zeros_like(torch.cat(kernels.weights)) if any_needed else None
+            for kernels, any_needed in zip(groups, needed, strict=True)
+        ]
+        count, start = len(groups[0].weights), 0
+        by_group = [grads[first : first + count] for first in range(0, len(grads), count)]
+        images = []
+        for x, repeats, of_map in zip(maps, ctx.repeats, of_maps, strict=True):
+            some = slice(start, start + x.shape[1])
+            parts = [None if one is None else one[:, some] for one in weights]
+            images.append(_gradients(x, repeats, some, groups, by_group, parts, of_map))
+            start = some.stop
+        others: list[Tensor | None] = []
+        for kernels, own, gradient in zip(groups, by_group, weights, strict=True):
+            if gradient is None:
+                others += [None] * ctx.each
+            else:
+                others.append((gradient * torch.cat(kernels.weights)).sum((1, 2, 3)))
+                others.append(torch.cat([one.sum((0, 2, 3)) for one in own]))
+                scales = kernels.scale[:, None, None, None].chunk(count)
+                # Each in memory of its own: parameters keep their gradient as it is given.
+                others += [g * s for g, s in zip(gradient.chunk(count), scales, strict=True)]
+        return (None, None, *images, *others)
 
 
-def _transformed(
-    kernels: Kernels, parts: Sequence[Tensor], repeats: Sequence[int]
-) -> TransformedKernels:
-    return TransformedKernels.of(kernels, [part.shape[2] for part in parts], repeats)
+def _gradients(
+    x: Tensor,
+    repeats: int,
+    channels: slice,
+    groups: Sequence[Kernels],
+    grads: Sequence[Sequence[Tensor]],
+    of_weights: Sequence[Tensor | None],
+    of_map: bool,
+) -> Tensor | None:
+    """Of one map, if that is needed; what the folded weights get from it is added to theirs.
+
+    Args:
+        channels: of the kernels which are this map's.
+        grads: of the results of each group.
+        of_weights: of each group [O, C, 3, 3], or None.
+    """
+    results = []
+    # Images after images, so that what is transformed stays small.
+    for some in _bands(x, repeats):
+        own = [[grad[some] for grad in group] for group in grads]
+        grid, total = _gradient_of_tiles(
+            x[some], repeats, channels, groups, own, of_weights, of_map
+        )
+        if total is not None:
+            results.append(winograd.transform_transposed(total, grid, repeats).movedim(-1, 1))
+    return torch.cat(results) if results else None
+
+
+def _gradient_of_tiles(
+    x: Tensor,
+    repeats: int,
+    channels: slice,
+    groups: Sequence[Kernels],
+    grads: Sequence[Sequence[Tensor]],
+    of_weights: Sequence[Tensor | None],
+    of_map: bool,
+) -> tuple[Grid, Tensor | None]:
+    """:func:`_gradients` of the transformed map, [products, tiles, C]."""
+    grid, part = _transformed(x, repeats)
+    total: Tensor | None = None
+    for kernels, own, weight in zip(groups, grads, of_weights, strict=True):
+        sums = winograd.results_transposed(torch.cat(list(own), 1).movedim(1, -1), grid, len(part))
+        if weight is not None:
+            products = torch.bmm(sums.mT, part)
+            weight += winograd.transform_kernel_transposed(products)
+            del products  # before there is as large a kernel
+        if of_map:
+            kernel = winograd.transform_kernel(kernels.folded()[0][:, channels], repeats)
+            if total is None:
+                total = torch.bmm(sums, kernel)
+            else:
+                torch.baddbmm(total, sums, kernel, out=total)
+            del kernel
+        del sums
+    return grid, total
+
+
+def _bands(x: Tensor, repeats: int) -> list[slice]:
+    """Images together whose tiles are about as many as are best computed at once."""
+    each = max(1, winograd.BAND // Grid(1, x.shape[2] * repeats, x.shape[3] * repeats).tiles)
+    return [slice(start, start + each) for start in range(0, len(x), each)]
+
+
+def _grouped(
+    tensors: Sequence[Tensor], maps: int, each: int
+) -> tuple[Sequence[Tensor], list[Kernels]]:
+    """The maps, and the kernels whose scale, bias and weights follow them."""
+    groups = [tensors[start : start + each] for start in range(maps, len(tensors), each)]
+    return tensors[:maps], [Kernels(tuple(g[2:]), g[0], g[1]) for g in groups]
+
+
+def _transformed(x: Tensor, repeats: int) -> tuple[Grid, Tensor]:
+    batch, _, height, width = x.shape
+    grid = Grid(batch, height * repeats, width * repeats)
+    return grid, winograd.transform(x.movedim(1, -1), repeats)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,9 +14,8 @@ from deflow_aug.flow import winograd
 from deflow_aug.flow.convolution import (
     Kernels,
     TransformedKernels,
-    convolve_tiles,
+    convolve_maps,
     in_tiles,
-    transform,
 )
 from deflow_aug.flow.winograd import Grid
 
@@ -81,24 +80,32 @@ class FeatureMap:
         if not self.in_tiles:
             kernels = kernel.fold()
             return self.convolve_directly(*kernels.folded()).chunk(len(kernels.weights), 1)
-        parts, repeats = self.tiles
-        grid = Grid(len(self.fine), *self.fine.shape[2:])
         if torch.is_grad_enabled():
-            return convolve_tiles(parts, repeats, kernel.fold(), grid)
-        channels = tuple(part.shape[2] for part in parts)
-        return kernel.transformed(channels, repeats).convolve(parts, grid)
+            return self.convolve_all([kernel])[0]
+        channels = tuple(part.shape[2] for part in self.tiles)
+        grid = Grid(len(self.fine), *self.fine.shape[2:])
+        return kernel.transformed(channels, self._parts[1]).convolve(self.tiles, grid)
+
+    def convolve_all(self, kernels: Sequence[FeatureKernel]) -> list[tuple[Tensor, ...]]:
+        """:meth:`convolve` in tiles, with gradients, which all kernels then have at once."""
+        return convolve_maps(*self._parts, [kernel.fold() for kernel in kernels])
 
     @cached_property
-    def tiles(self) -> tuple[list[Tensor], tuple[int, ...]]:
-        """What all convolutions of the map in tiles share, and how often their pixels stand."""
-        fine = transform(self.fine)
+    def tiles(self) -> list[Tensor]:
+        """What all convolutions of the map in tiles share, without gradients."""
+        parts = zip(*self._parts, strict=True)
+        return [winograd.transform(part.movedim(1, -1), repeats) for part, repeats in parts]
+
+    @property
+    def _parts(self) -> tuple[list[Tensor], tuple[int, ...]]:
+        """The maps and how often their pixels stand, as far as tiles make use of it."""
         if self.coarse is None:
-            return [fine], (1,)
+            return [self.fine], (1,)
         coarse, repeats = self.coarse, self.repeats
         if repeats > winograd.MOST_REPEATS:
             factor, repeats = repeats / winograd.MOST_REPEATS, winograd.MOST_REPEATS
             coarse = F.interpolate(coarse, scale_factor=factor, mode="nearest")
-        return [fine, transform(coarse, repeats)], (1, repeats)
+        return [self.fine, coarse], (1, repeats)
 
     def convolve_directly(self, weight: Tensor, bias: Tensor) -> Tensor:
         """:meth:`convolve` by PyTorch's convolutions."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,7 +16,10 @@ from deflow_aug.flow.coupling import AffineCoupling, AffineInjector
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.layers import ActNorm, Conv1x1, FoldedMix, Squeeze
 from deflow_aug.flow.split import Split
-from deflow_aug.recompute import recomputed
+from deflow_aug.recompute import recomputed, recomputed_whole
+
+TOGETHER = 4
+"""Flow steps whose responses get their gradients together."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,12 @@ class Prepared:
         steps: for each step of each level what it prepared, or the features or their response.
         later: whether it is the latter, of which each step prepares what it needs whenever it
             needs it.
+        kept: bytes of the responses, where it is these.
     """
 
     steps: list[list[Any]]
     later: bool
+    kept: int = 0
 
 
 class MixingStep(Chain):
@@ -40,11 +45,12 @@ class MixingStep(Chain):
         super().__init__([ActNorm(channels), Conv1x1(channels), *further])
 
     def prepare(self, features: FeatureMap) -> list[Any]:
+        return [self.folded_once("mix", self._folded_mix), *self.prepare_further(features)]
+
+    def _folded_mix(self) -> FoldedMix:
         actnorm, conv = self.layers[:2]
-        mix = self.folded_once(
-            "mix", lambda: FoldedMix(cast(ActNorm, actnorm), cast(Conv1x1, conv)).settled()
-        )
-        return [mix, *self.prepare_further(features)]
+        mix = FoldedMix(cast(ActNorm, actnorm), cast(Conv1x1, conv))
+        return mix if self.training else mix.settled()
 
     def prepare_further(self, features: FeatureMap) -> list[Any]:
         """What the layers after the two prepare."""
@@ -86,17 +92,16 @@ class FlowStep(MixingStep):
             AffineInjector(channels, feature_channels, hidden),
         )
 
-    def respond(self, features: FeatureMap) -> tuple[Tensor, ...]:
-        """The features' part of the first layers of coupling and injector, [B, hidden, H, W]."""
-        kernel = self.folded_once("features", lambda: FeatureKernel(self._feature_kernel))
-        return features.convolve(kernel)
+    def feature_kernel(self) -> FeatureKernel:
+        """Of the features in the first layers of coupling and injector."""
+        return self.folded_once("features", lambda: FeatureKernel(self._feature_kernel))
 
     def prepare_further(self, features: FeatureMap | tuple[Tensor, ...]) -> list[Any]:
         """What coupling and injector prepare, of the features or of what responds to them."""
         if isinstance(features, FeatureMap):
             if torch.is_grad_enabled():  # where one after the other takes less memory
                 return super().prepare_further(features)
-            features = self.respond(features)
+            features = features.convolve(self.feature_kernel())
         return [
             layer.prepare_response(response)
             for layer, response in zip(self._conditional(), features, strict=True)
@@ -141,13 +146,14 @@ class ConditionalGlow(nn.Module):
         """
         later = torch.is_grad_enabled()
         steps = []
-        for chain, feature in zip(self.levels, features, strict=True):
+        for level, feature in zip(self.levels, features, strict=True):
             # What convolutions of a map share is kept in it, and goes with this copy of it.
             own = replace(feature)
             steps.append(
-                [_begin(step, own) if later else step.prepare(own) for step in _steps(chain)]
+                _begin(level, own) if later else [step.prepare(own) for step in _steps(level)]
             )
-        return Prepared(steps, later)
+        given = [each for own in steps for each in own if later and isinstance(each, tuple)]
+        return Prepared(steps, later, sum(tensor.nbytes for each in given for tensor in each))
 
     def encode(self, x: Tensor, prepared: Prepared) -> tuple[list[Tensor], Tensor]:
         """Latents (splits first, the last level's last) and log|det| [B] in nats.
@@ -161,7 +167,7 @@ class ConditionalGlow(nn.Module):
             zip(self.levels, prepared.steps, strict=True), start=1
         ):
             for step, given in zip(_steps(chain), own, strict=True):
-                x, logdet = recomputed(_encode, step, x, given, prepared.later)
+                x, logdet = _through(_encode, step, x, given, prepared)
                 total = total + logdet
             if str(level) in self.splits:
                 x, latent, logdet = cast(Split, self.splits[str(level)]).encode(x)
@@ -177,7 +183,7 @@ class ConditionalGlow(nn.Module):
                 x = cast(Split, self.splits[str(level)]).decode(x, split_latents.pop())
             steps, own = _steps(self.levels[level - 1]), prepared.steps[level - 1]
             for step, given in zip(reversed(steps), reversed(own), strict=True):
-                x = recomputed(_decode, step, x, given, prepared.later)
+                (x,) = _through(_decode, step, x, given, prepared)
         return x
 
 
@@ -185,16 +191,43 @@ def _steps(chain: nn.Module) -> list[Invertible]:
     return [cast(Invertible, step) for step in cast(Chain, chain).layers]
 
 
-def _begin(step: Invertible, features: FeatureMap) -> FeatureMap | tuple[Tensor, ...]:
-    """The features, or where it is cheaper to keep it than to compute it again, the response."""
-    if isinstance(step, FlowStep) and features.in_tiles:
-        return step.respond(features)
-    return features
+def _begin(level: nn.Module, features: FeatureMap) -> list[Any]:
+    """For each step the features, or where it is cheaper to keep it, the response to them."""
+    steps = _steps(level)
+    if not features.in_tiles:
+        return [features] * len(steps)
+    kernels = [step.feature_kernel() for step in steps if isinstance(step, FlowStep)]
+    # Gradients of all responses of a call are kept until the last is there: not of too many.
+    calls = [kernels[start : start + TOGETHER] for start in range(0, len(kernels), TOGETHER)]
+    responses = iter([one for call in calls for one in features.convolve_all(call)])
+    return [next(responses) if isinstance(step, FlowStep) else features for step in steps]
+
+
+def _through(
+    function: Callable[..., tuple[Tensor, ...]],
+    step: Invertible,
+    x: Tensor,
+    given: Any,
+    prepared: Prepared,
+) -> tuple[Tensor, ...]:
+    """``function(step, x, given, later)``, computed again for gradients if that saves memory."""
+    later = prepared.later
+    if not isinstance(step, FlowStep):  # linear: its gradients need its input alone
+        return function(step, x, given, later)
+    if not isinstance(given, tuple):
+        return recomputed(function, step, x, given, later)
+    return recomputed_whole(
+        lambda x, *responses: function(step, x, responses, later),
+        step.parameters(),
+        x,
+        *given,
+        saves=2 * prepared.kept,  # each network's two hidden maps
+    )
 
 
 def _encode(step: Invertible, x: Tensor, given: Any, later: bool) -> tuple[Tensor, Tensor]:
     return step.encode(x, step.prepare(given) if later else given)
 
 
-def _decode(step: Invertible, z: Tensor, given: Any, later: bool) -> Tensor:
-    return step.decode(z, step.prepare(given) if later else given)
+def _decode(step: Invertible, z: Tensor, given: Any, later: bool) -> tuple[Tensor]:
+    return (step.decode(z, step.prepare(given) if later else given),)

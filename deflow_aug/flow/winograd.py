@@ -43,7 +43,7 @@ _ORDER = sorted(
 _ALL_ONES = _ORDER.index(7)
 """A^T of this one is 1 everywhere in the tile: what is added to it is a bias."""
 
-_BAND = 512
+BAND = 512
 """Tiles whose products are computed at once: what fits into a core's cache."""
 
 
@@ -172,7 +172,7 @@ def convolve(
     count, outputs = len(parts[0]), len(bias)
     shape = batch * rows, 4, columns, 4, outputs // chunks
     result = [bias.new_empty(shape) for _ in range(chunks)]
-    band = min(batch * rows, max(1, _BAND // columns))
+    band = min(batch * rows, max(1, BAND // columns))
     buffer = bias.new_empty(count * band * columns * outputs)
     matrix = _matrix("result", bias.dtype)[:, :count]
     for top in range(0, batch * rows, band):
@@ -181,7 +181,8 @@ def convolve(
         sums = buffer[: count * tiles * outputs].view(count, tiles, outputs)
         torch.bmm(parts[0][:, some], kernels[0].mT, out=sums)
         for part, kernel in zip(parts[1:], kernels[1:], strict=True):
-            sums[: len(part)].baddbmm_(part[:, some], kernel.mT)
+            own = sums[: len(part)]
+            torch.baddbmm(own, part[:, some], kernel.mT, out=own)
         add_bias(sums, bias)
         corners = (matrix @ sums.flatten(1)).view(4, 4, -1, columns, outputs)
         for one, part in zip(result, corners.chunk(chunks, -1), strict=True):
