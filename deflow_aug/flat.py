@@ -112,6 +112,16 @@ def flat_windows(degraded: Iterable[Image8], seed: int) -> list[FlatWindows]:
     for number, photograph in enumerate(degraded):
         _check(photograph, number)
         found.append(_flat_windows_of(photograph, seed, number))
+    return usual_ones(found)
+
+
+def usual_ones(found: Sequence[FlatWindows]) -> list[FlatWindows]:
+    """Those of the photographs that have flat windows, and not far noisier ones than the others.
+
+    Raises:
+        ValueError: if there are no photographs.
+        NoFlatAreasError: if none has any.
+    """
     if not found:
         raise ValueError(NONE_GIVEN)
     some = [one for one in found if len(one.mean)]
@@ -127,22 +137,49 @@ def flat_windows(degraded: Iterable[Image8], seed: int) -> list[FlatWindows]:
 
 
 def _flat_windows_of(photograph: Image8, seed: int, number: int) -> FlatWindows:
-    cut = _some_windows(photograph, seed, number)
+    found, usable = measured(_some_windows(photograph, seed, number))
+    flat = _flat(found, usable)
+    return FlatWindows(found.mean[flat], found.variance[flat])
+
+
+def flat_areas(photograph: Image8) -> tuple[FlatWindows, NDArray[np.bool_]]:
+    """The flat windows of a degraded photograph, and which of its windows they are.
+
+    Args:
+        photograph: uint8 [H, W, 3].
+
+    Returns:
+        The windows, and a mask [H // SIDE, W // SIDE].
+    """
+    found, usable = measured(windows(photograph, SIDE))
+    flat = _flat(found, usable)
+    sides = photograph.shape[0] // SIDE, photograph.shape[1] // SIDE
+    return FlatWindows(found.mean[flat], found.variance[flat]), flat.reshape(sides)
+
+
+def measured(cut: NDArray[np.uint8]) -> tuple[FlatWindows, NDArray[np.bool_]]:
+    """Means and variances of windows [N, SIDE, SIDE, 3], and which of them can be judged by these:
+    not those without any variance, nor where values are clipped.
+    """
     values = cut.reshape(len(cut), SIDE**2, 3)
     clipped = ((values == 0) | (values == 255)).mean(axis=(1, 2))
     pixels = values.astype(np.float64)
     mean, variance = pixels.mean(axis=1), pixels.var(axis=1, ddof=1)
-    usable = (clipped < _CLIPPED) & (variance > 0).all(axis=1)
-    mean, variance = mean[usable], variance[usable]
-    total = variance.mean(axis=1)
+    return FlatWindows(mean, variance), (clipped < _CLIPPED) & (variance > 0).all(axis=1)
+
+
+def _flat(found: FlatWindows, usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    numbers = np.flatnonzero(usable)
+    mean, total = found.mean[usable], found.variance[usable].mean(axis=1)
     level = np.full(len(mean), np.nan)
     for chosen in _by_brightness(mean):
         level[chosen] = _typical(total[chosen])
+    flat = np.zeros(len(usable), bool)
     known = ~np.isnan(level)
-    if not known.any():
-        return FlatWindows(mean[known], variance[known])
-    flat = (total <= SPREAD * level) & (level <= _TEXTURE * np.median(level[known]))
-    return FlatWindows(mean[flat], variance[flat])
+    if known.any():
+        usual = np.median(level[known])
+        flat[numbers] = known & (total <= SPREAD * level) & (level <= _TEXTURE * usual)
+    return flat
 
 
 def grey_levels(photographs: Sequence[Image8], seed: int) -> Array:

@@ -35,6 +35,12 @@ def noise_curve(photographs: Sequence[FlatWindows]) -> Array:
     return np.stack([_fitted(mean[:, c], variance[:, c]) for c in range(3)])
 
 
+def variance_at(curve: Array, mean: Array) -> Array:
+    """Variance of the noise at intensities [N, 3], by a curve [3, KNOTS] of :func:`noise_curve`."""
+    knots = np.linspace(0, 255, KNOTS)
+    return np.stack([np.interp(mean[:, c], knots, curve[c] ** 2) for c in range(3)], axis=1)
+
+
 def noise_level(photographs: Sequence[FlatWindows]) -> float:
     """Standard deviation of the noise in all flat windows and channels together, in levels."""
     return float(np.sqrt(np.concatenate([one.variance for one in photographs]).mean()))

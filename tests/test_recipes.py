@@ -57,7 +57,8 @@ def test_published_settings(name: str, expected: tuple[object, ...]) -> None:
     e = m.encoder
     assert (e.channels, e.growth, e.blocks, e.stacked_blocks) == (64, 32, 23, (1, 8, 15, 22))
     assert (r.steps, r.clean_downscale, r.rotations) == (100_000, 4, False)
-    assert (r.dequantize_as_noise, r.condition_as_noise, r.remove_cast) == (0, 0, False)
+    assert (r.dequantize_as_noise, r.condition_as_noise) == (0, 0)
+    assert (r.fit_in_flat_areas, r.remove_cast) == (False, False)
     # No averaging, and nothing that the published training did not do to a step.
     assert (r.average, r.warmup, r.outlier_factor) == (0, 0, 0)
     assert r.clip_norm >= 1e30

@@ -92,6 +92,43 @@ def test_the_cast_is_taken_off_the_average_alone(batches: UnpairedBatches, tmp_p
     assert moved == [name for name in kept.average.state_dict() if name.endswith(".mean")]
 
 
+def test_m_is_fitted_in_flat_areas_in_the_average_alone(
+    batches: UnpairedBatches, tmp_path: Path
+) -> None:
+    asked = {"remove_cast": False}
+    runs = [
+        trainer(batches, tmp_path / str(fit), measuring(fit_in_flat_areas=fit, **asked))
+        for fit in (False, True)
+    ]
+    for run in runs:
+        assert run.run(ignore)
+    kept, fitted = runs
+    for name, tensor in kept.model.state_dict().items():
+        assert torch.equal(tensor, fitted.model.state_dict()[name]), name
+    moved = [
+        name
+        for name, tensor in kept.average.state_dict().items()
+        if not torch.equal(tensor, fitted.average.state_dict()[name])
+    ]
+    assert moved == [name for name in kept.average.state_dict() if name.endswith(".factor")]
+
+
+def test_without_flat_areas_m_stays(tmp_path: Path) -> None:
+    asked = {"dequantize_as_noise": 0.0, "condition_as_noise": 0.0, "remove_cast": False}
+    runs = [
+        trainer(
+            unpaired(tmp_path / "data"),
+            tmp_path / str(fit),
+            measuring(fit_in_flat_areas=fit, **asked),
+        )
+        for fit in (False, True)
+    ]
+    assert runs[0].run(ignore)
+    with pytest.warns(UserWarning, match="M stays as it was learned: none of the"):
+        assert runs[1].run(ignore)
+    assert_same_weights(runs[0], runs[1])
+
+
 def test_without_flat_areas_the_settings_stay(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="the noise of degraded cannot be measured"):
         run = trainer(unpaired(tmp_path / "data"), tmp_path / "run", measuring())

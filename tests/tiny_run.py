@@ -42,6 +42,7 @@ def recipe(**changes: object) -> Recipe:
         # Pictures as small as these have no flat areas to measure noise in.
         "dequantize_as_noise": 0.0,
         "condition_as_noise": 0.0,
+        "fit_in_flat_areas": False,
         "remove_cast": False,
     }
     return Recipe(**(settings | changes))  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deflow_aug import randomness
+from deflow_aug.adaptation.probing import Encoded, encoded
 from deflow_aug.model import DeFlow
 from deflow_aug.randomness import Stream
 
@@ -16,8 +16,6 @@ ROUNDS = 4
 
 STEP = 2 / 255
 """What is added to a channel to see where its mean lies in the latents."""
-
-BATCH = 16
 
 
 @torch.no_grad()
@@ -54,23 +52,21 @@ def remove_cast(
     Raises:
         ValueError: if the model's numbers are not finite, before anything is changed.
     """
-    parts = [part for batch in images for part in batch.split(BATCH)]
-    batches = [_Encoded(model, x, seed, i) for i, x in enumerate(parts)]
-    pixels = sum(part.numel() for part in parts)
-    shares = [part.numel() / pixels for part in parts]
+    batches = encoded(model, images, seed)
+    pixels = sum(batch.x.numel() for batch in batches)
+    shares = [batch.x.numel() / pixels for batch in batches]
+    by_batch = [_directions(model, batch) for batch in batches]
     directions = [
-        sum(
-            (share * batch.directions[i] for share, batch in zip(shares, batches, strict=True)),
-            start=torch.zeros(()),
-        )
-        for i in range(len(model.domain_shifts()))
+        sum((share * one for share, one in zip(shares, of_latent, strict=True)), torch.zeros(()))
+        for of_latent in zip(*by_batch, strict=True)
     ]
     found = {}
     for name in model.config.domains if domains is None else domains:
         number = 1 + model.config.domains.index(name)
         for turn in range(ROUNDS):
+            key = seed, Stream.CAST, number, turn
             casts = [
-                batch.cast(model, name, (seed, Stream.CAST, number, turn)) for batch in batches
+                batch.added(model, name, *key, i).mean((0, 2, 3)) for i, batch in enumerate(batches)
             ]
             cast = sum((s * c for s, c in zip(shares, casts, strict=True)), start=torch.zeros(()))
             if not bool(cast.isfinite().all()):
@@ -83,34 +79,14 @@ def remove_cast(
     return found
 
 
-class _Encoded:
-    """Images, their features and latents."""
-
-    def __init__(self, model: DeFlow, x: Tensor, seed: int, number: int) -> None:
-        device, scale = next(model.parameters()).device, model.config.scale
-        self.x = x.to(device)
-        self.number = number
-        height, width = (side // scale for side in x.shape[-2:])
-        noise = randomness.normal((len(x), 3, height, width), seed, Stream.CAST, 0, number)
-        self.features = model.features(self.x, noise.to(device))
-        self.latents, _ = model.encode(self.x, self.features)
-        moved: list[list[Tensor]] = []
-        for channel in range(3):
-            step = self.x.new_zeros(3)
-            step[channel] = STEP
-            other, _ = model.encode(self.x + step[:, None, None], self.features)
-            moved.append(
-                [(b - a).mean((0, 2, 3)) / STEP for a, b in zip(self.latents, other, strict=True)]
-            )
-        self.directions = [torch.stack(rows) for rows in zip(*moved, strict=True)]
-        """Of each latent, [3, C]."""
-
-    def cast(self, model: DeFlow, domain: str, key: tuple[int, ...]) -> Tensor:
-        """Mean of what degrading adds to each channel, [3]."""
-        noise = [
-            randomness.normal(tuple(z.shape), *key, self.number, i).to(z.device)
-            for i, z in enumerate(self.latents)
-        ]
-        tau = torch.ones(len(self.x), device=self.x.device)
-        shifted = model.degrade(self.latents, noise, [domain] * len(self.x), tau)
-        return (model.decode(shifted, self.features) - self.x).mean((0, 2, 3))
+def _directions(model: DeFlow, batch: Encoded) -> list[Tensor]:
+    """Of each latent the means of its channels that a step of each colour moves, [3, C]."""
+    moved: list[list[Tensor]] = []
+    for channel in range(3):
+        step = batch.x.new_zeros(3)
+        step[channel] = STEP
+        other, _ = model.encode(batch.x + step[:, None, None], batch.features)
+        moved.append(
+            [(b - a).mean((0, 2, 3)) / STEP for a, b in zip(batch.latents, other, strict=True)]
+        )
+    return [torch.stack(rows) for rows in zip(*moved, strict=True)]

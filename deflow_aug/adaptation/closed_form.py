@@ -22,9 +22,12 @@ class Moments:
     covariance: Tensor
 
     @classmethod
-    def of(cls, z: Tensor) -> Moments:
-        """Of the positions of latents [B, C, H, W]."""
-        vectors = z.detach().movedim(1, 0).flatten(1).cpu().double()
+    def of(cls, z: Tensor, where: Tensor | None = None) -> Moments:
+        """Of the positions of latents [B, C, H, W], or those of a mask [B, H, W], at least one."""
+        vectors = z.detach().movedim(1, 0).flatten(1)
+        if where is not None:
+            vectors = vectors[:, where.flatten().to(vectors.device)]
+        vectors = vectors.cpu().double()
         mean = vectors.mean(1)
         centred = vectors - mean[:, None]
         return cls(vectors.shape[1], mean, centred @ centred.mT / vectors.shape[1])
@@ -39,9 +42,14 @@ class Moments:
         return Moments(count, self.mean + share * apart, covariance)
 
 
-@torch.no_grad()
 def latent_moments(model: DeFlow, x: Tensor, domain: str, *key: int) -> list[Moments]:
-    """Moments of each latent of images, with noise as in training, drawn by ``key``.
+    """Moments of each latent of images; see :func:`latents_as_in_training`."""
+    return [Moments.of(z) for z in latents_as_in_training(model, x, domain, *key)]
+
+
+@torch.no_grad()
+def latents_as_in_training(model: DeFlow, x: Tensor, domain: str, *key: int) -> list[Tensor]:
+    """Latents of images, with noise as in training, drawn by ``key``.
 
     Args:
         x: images in [0, 1] in the colours of ``domain``, [B, 3, H, W]; what exceeds a multiple of
@@ -55,7 +63,7 @@ def latent_moments(model: DeFlow, x: Tensor, domain: str, *key: int) -> list[Mom
     noise = randomness.normal((*x.shape[:2], height // scale, width // scale), *key, 1)
     features = model.features(x, noise.to(x.device))
     latents, _ = model.encode(x + draws * bin_widths(x, model.config), features)
-    return [Moments.of(z) for z in latents]
+    return latents
 
 
 def closed_form(mean: Tensor, excess: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,7 @@ class Reader:
         least = self.model.config.size_multiple
         for number, label, image in self._images(source, skipped):
             key = (self.seed, Stream.FIT, int(side == "clean"), number)
-            tiles = list(_tiles(image, least, key))
+            tiles = list(tiles_of(image, least, key))
             if not tiles:
                 skipped.append(f"{label} is smaller than {least} x {least} pixels")
                 continue
@@ -185,7 +185,7 @@ def _sides(image: Any) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
 
 
-def _tiles(image: Any, multiple: int, key: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
+def tiles_of(image: Any, multiple: int, key: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
     """Top, left, height and width of at most ``TILES`` tiles that do not overlap."""
     sides = _sides(image)
     counts = [-(-side // TILE) for side in sides]

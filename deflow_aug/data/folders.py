@@ -18,7 +18,27 @@ from deflow_aug.data.scan import Scan, scan
 from deflow_aug.image_files import LEFT_OUT
 from deflow_aug.randomness import Stream
 
-__all__ = ["CACHE_BYTES", "CropFolder", "DataError", "check_separate"]
+__all__ = ["CACHE_BYTES", "CropFolder", "DataError", "WholePictures", "check_separate"]
+
+
+class WholePictures:
+    """Pictures, decoded one after the other each time they are gone through: uint8 [H, W, 3],
+    downscaled but neither cropped nor blurred. Those that turn out to be broken are left out.
+
+    Args:
+        pictures: of a folder.
+        numbers: which of them.
+    """
+
+    def __init__(self, pictures: Pictures, numbers: Sequence[int]) -> None:
+        self.pictures, self.numbers = pictures, numbers
+
+    def __iter__(self) -> Iterator[Pixels]:
+        for number in self.numbers:
+            try:
+                yield self.pictures.load(number).downscaled().pixels
+            except LEFT_OUT as error:
+                self.pictures.leave_out(number, str(error))
 
 
 class CropFolder:
@@ -109,16 +129,10 @@ class CropFolder:
         """
         return statistics(self.pictures, progress)
 
-    def whole_pictures(self, count: int, seed: int) -> Iterator[Pixels]:
-        """At most so many of the images, drawn at random: uint8 [H, W, 3], downscaled but neither
-        cropped nor blurred. Those that turn out to be broken are left out.
-        """
+    def whole_pictures(self, count: int, seed: int) -> WholePictures:
+        """At most so many of the images, drawn at random."""
         order = randomness.generator(seed, Stream.FIT).permutation(len(self.pictures.files))
-        for number in sorted(map(int, order[:count])):
-            try:
-                yield self.pictures.load(number).downscaled().pixels
-            except LEFT_OUT as error:
-                self.pictures.leave_out(number, str(error))
+        return WholePictures(self.pictures, sorted(map(int, order[:count])))
 
     def fingerprint(self) -> str:
         """A hash of the images' names, sizes and parts of their contents, and of what is done to

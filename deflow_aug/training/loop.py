@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from deflow_aug.adaptation import fit_shifts, remove_cast
+from deflow_aug.adaptation import fit_in_flat_areas, fit_shifts, remove_cast
 from deflow_aug.config import CLEAN
 from deflow_aug.data.paired import PairedBatches
 from deflow_aug.data.unpaired import UnpairedBatches
@@ -38,8 +38,8 @@ INITIALIZATION_BATCHES = 4
 FIT_CROPS = 256
 """Crops of each domain that a "fitted" shift is fitted to."""
 
-CAST_CROPS = 256
-"""Clean crops that a colour cast is measured on."""
+CORRECTION_CROPS = 256
+"""Clean crops that shifts are corrected by."""
 
 
 class Trainer:
@@ -177,8 +177,8 @@ class Trainer:
                     last = self.step == self.recipe.steps
                     if last and self.recipe.model.shift == "fitted":
                         self._fit_shifts()
-                    if last and self.recipe.remove_cast and self.feed.folders:
-                        self._remove_cast()
+                    if last and self.feed.folders:
+                        self._correct_shifts()
                     if log is not None:
                         log.write(progress)
                     every_step(progress)
@@ -289,13 +289,30 @@ class Trainer:
         except (torch.linalg.LinAlgError, ValueError) as error:  # type: ignore[attr-defined]
             warnings.warn(f"no shift can be fitted: {error}", stacklevel=2)
 
-    def _remove_cast(self) -> None:
-        """Correct the average's mu by crops that come after those of the training."""
-        clean = self.feed.crops(self.recipe.steps, CAST_CROPS)[CLEAN]
-        try:
-            remove_cast(self.average, [clean.float() / 255], seed=self.recipe.seed)
-        except ValueError as error:
-            warnings.warn(f"the shift's colours are not corrected: {error}", stacklevel=2)
+    def _correct_shifts(self) -> None:
+        """Correct the average's M and mu by what is known of degradations besides the likelihood.
+
+        Clean images are crops that come after those of the training.
+        """
+        fit, seed = self.recipe.fit_in_flat_areas and not self.feed.paired, self.recipe.seed
+        if not (fit or self.recipe.remove_cast):
+            return
+        crops = self.feed.crops(self.recipe.steps, CORRECTION_CROPS)[CLEAN].float() / 255
+        if fit:
+            pictures = {
+                name: folder.whole_pictures(starting.MEASURED_IMAGES, seed)
+                for name, folder in self.feed.folders.items()
+            }
+            clean = pictures.pop(CLEAN)
+            try:
+                fit_in_flat_areas(self.average, pictures, clean, [crops], seed=seed)
+            except ValueError as error:
+                warnings.warn(f"M stays as it was learned: {error}", stacklevel=2)
+        if self.recipe.remove_cast:
+            try:
+                remove_cast(self.average, [crops], seed=seed)
+            except ValueError as error:
+                warnings.warn(f"the shift's colours are not corrected: {error}", stacklevel=2)
 
     def _log(self) -> contextlib.AbstractContextManager[Log | None]:
         """The log, from which steps after this one are dropped; they are about to come again."""

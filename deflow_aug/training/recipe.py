@@ -42,6 +42,9 @@ class Recipe:
             intensity, and stored as ``model.dequantization_curve``. 0: the model's settings.
         condition_as_noise: standard deviation of the noise on h(x), likewise, but one number, at
             least ``model.conditioning_noise``; 0: that.
+        fit_in_flat_areas: after the last step M is set by the latents in flat areas, and scaled to
+            be as strong as it was (see :func:`deflow_aug.adaptation.fit_in_flat_areas`); not where
+            there are pairs, which say more.
         remove_cast: after the last step mu is corrected such that degraded images keep the mean
             colours of clean ones (see :func:`deflow_aug.adaptation.remove_cast`).
         match_statistics: degraded images are given the clean ones' mean and standard deviation of
@@ -83,6 +86,7 @@ class Recipe:
     rotations: bool = True
     dequantize_as_noise: float = 1.2
     condition_as_noise: float = 5.0
+    fit_in_flat_areas: bool = True
     remove_cast: bool = True
     match_statistics: bool = False
     paired_share: float = 0.5
