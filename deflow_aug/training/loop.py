@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from deflow_aug.adaptation import fit_in_flat_areas, fit_shifts, remove_cast
-from deflow_aug.config import CLEAN
+from deflow_aug.adaptation import fit_shifts
 from deflow_aug.data.paired import PairedBatches
 from deflow_aug.data.unpaired import UnpairedBatches
 from deflow_aug.model import DeFlow
 from deflow_aug.training import checkpoints, resuming, starting
+from deflow_aug.training.correcting import correct_shifts
 from deflow_aug.training.curves import LOG
 from deflow_aug.training.feed import Feed, Portion
 from deflow_aug.training.objective import Objective
@@ -37,9 +37,6 @@ INITIALIZATION_BATCHES = 4
 
 FIT_CROPS = 256
 """Crops of each domain that a "fitted" shift is fitted to."""
-
-CORRECTION_CROPS = 256
-"""Clean crops that shifts are corrected by."""
 
 
 class Trainer:
@@ -178,7 +175,8 @@ class Trainer:
                     if last and self.recipe.model.shift == "fitted":
                         self._fit_shifts()
                     if last and self.feed.folders:
-                        self._correct_shifts()
+                        with_pairs = self.feed.paired is not None
+                        correct_shifts(self.average, self.recipe, self.feed.folders, with_pairs)
                     if log is not None:
                         log.write(progress)
                     every_step(progress)
@@ -288,31 +286,6 @@ class Trainer:
             fit_shifts(self.average, batches, seed=self.recipe.seed)
         except (torch.linalg.LinAlgError, ValueError) as error:  # type: ignore[attr-defined]
             warnings.warn(f"no shift can be fitted: {error}", stacklevel=2)
-
-    def _correct_shifts(self) -> None:
-        """Correct the average's M and mu by what is known of degradations besides the likelihood.
-
-        Clean images are crops that come after those of the training.
-        """
-        fit, seed = self.recipe.fit_in_flat_areas and not self.feed.paired, self.recipe.seed
-        if not (fit or self.recipe.remove_cast):
-            return
-        crops = self.feed.crops(self.recipe.steps, CORRECTION_CROPS)[CLEAN].float() / 255
-        if fit:
-            pictures = {
-                name: folder.whole_pictures(starting.MEASURED_IMAGES, seed)
-                for name, folder in self.feed.folders.items()
-            }
-            clean = pictures.pop(CLEAN)
-            try:
-                fit_in_flat_areas(self.average, pictures, clean, [crops], seed=seed)
-            except ValueError as error:
-                warnings.warn(f"M stays as it was learned: {error}", stacklevel=2)
-        if self.recipe.remove_cast:
-            try:
-                remove_cast(self.average, [crops], seed=seed)
-            except ValueError as error:
-                warnings.warn(f"the shift's colours are not corrected: {error}", stacklevel=2)
 
     def _log(self) -> contextlib.AbstractContextManager[Log | None]:
         """The log, from which steps after this one are dropped; they are about to come again."""
