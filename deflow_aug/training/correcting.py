@@ -18,7 +18,7 @@ from deflow_aug.training.recipe import Recipe
 from deflow_aug.training.starting import MEASURED_IMAGES
 
 SIDE = 128
-"""Of the squares that degrading is tried on. Borders, where networks see zeros, count little then."""
+"""Of the squares that degrading is tried on. Borders, where networks see zeros, count little."""
 
 SQUARES = 72
 """Of all clean pictures together."""
