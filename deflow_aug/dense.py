@@ -1,27 +1,24 @@
-"""Residual-in-residual dense blocks in tiles (:mod:`deflow_aug.flow.winograd`), with gradients.
+"""Residual-in-residual dense blocks in tiles (:mod:`deflow_aug.flow.winograd`).
 
 The inputs of a dense block's five convolutions are the block's input and the maps before, one
 after the other: each map is transformed once, into its place in one buffer, of which a convolution
-takes the first channels. Going back it is the same with the transformed gradients of the results,
-the last convolution's first: the gradient of a map is a product of all that came after it.
+takes the first channels.
 
 Maps are in the order [B, H, W, C] here. Weights come as those of the five convolutions, followed
-by their biases, of one block after the other.
+by their biases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deflow_aug.flow import winograd
-from deflow_aug.flow.winograd import Grid
+from deflow_aug.flow.winograd import Grid, Scratch
 
 NEGATIVE_SLOPE = 0.2
 RESIDUAL_SCALE = 0.2
@@ -29,159 +26,119 @@ CONVOLUTIONS = 5
 
 
 @dataclass(frozen=True)
-class BlockKernels:
-    """What the five convolutions of a dense block are in tiles: [36, O, C] each, and biases."""
+class DenseKernels:
+    """What the five convolutions of a dense block are in tiles: [36, C, O] each, and biases."""
 
     kernels: Sequence[Tensor]
     biases: Sequence[Tensor]
 
     @classmethod
-    def of(cls, parameters: Sequence[Tensor]) -> BlockKernels:
-        """Of weights and biases; each kernel has memory of its own."""
+    def of(cls, parameters: Sequence[Tensor]) -> DenseKernels:
+        """Of weights and biases; each kernel has memory of its own, as products read it fastest."""
         weights, biases = parameters[:CONVOLUTIONS], parameters[CONVOLUTIONS:]
-        return cls([winograd.transform_kernel(weight) for weight in weights], biases)
+        return cls(
+            [winograd.transform_kernel(weight).mT.contiguous() for weight in weights], biases
+        )
 
 
-class _Joined:
-    """The five kernels in one matrix: its rows are all results, those of the last one first."""
+class DenseMaps:
+    """The maps of dense blocks of one size, which are computed in place one after the other.
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        weights, biases = parameters[:CONVOLUTIONS], parameters[CONVOLUTIONS:]
-        channels, growth = len(weights[-1]), len(weights[0])
-        self.channels = weights[-1].shape[1]
-        starts = [channels + growth * (CONVOLUTIONS - 2 - i) for i in range(CONVOLUTIONS - 1)]
-        ends = [start + growth for start in starts]
-        self.rows = [*map(slice, starts, ends), slice(0, channels)]
-        self.inputs = [weight.shape[1] for weight in weights]
-        whole = weights[0].new_zeros(3, 3, self.channels, self.channels).permute(2, 3, 0, 1)
-        for weight, place in zip(weights, self.places(whole), strict=True):
-            place.copy_(weight)
-        self.whole = winograd.transform_kernel(whole)
-        self.block = BlockKernels(self.places(self.whole, 1), biases)
-
-    def places(self, whole: Tensor, axis: int = 0) -> list[Tensor]:
-        """Where the kernel of each convolution stands."""
-        return [
-            whole.narrow(axis, rows.start, rows.stop - rows.start).narrow(axis + 1, 0, inputs)
-            for rows, inputs in zip(self.rows, self.inputs, strict=True)
-        ]
-
-
-def rrdb(pixels: Tensor, blocks: Sequence[BlockKernels]) -> Tensor:
-    """x + 0.2 * (the dense blocks, one after the other)."""
-    y, tiles = pixels, None
-    for block in blocks:
-        # The same memory again: that of large maps comes page by page, which takes time.
-        y, trace = _dense(y, block, tiles)
-        tiles = trace.tiles
-    return torch.add(pixels, y, alpha=RESIDUAL_SCALE)
-
-
-def rrdb_with_gradients(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """:func:`rrdb` of [B, C, H, W], of which the backward pass keeps the input alone."""
-    result: Tensor = _RRDB.apply(x, *parameters)  # type: ignore[no-untyped-call]
-    return result
-
-
-@dataclass(frozen=True)
-class _Trace:
-    """What a dense block leaves behind for its gradients.
+    The same memory serves all of them: that of large maps comes page by page, which takes time.
+    Large maps are computed in regions, from top to bottom, each convolution one region behind the
+    one before, so that what is in use stays small.
 
     Args:
-        tiles: the transformed input and maps, [36, tiles, C + 4 G].
-        maps: the four maps after their leaky ReLU, [B, H, W, G].
+        pixels: [B, H, W, C], the first block's input.
+        whole: computed in one region, whose transformed maps are all there in the end.
     """
 
-    tiles: Tensor
-    maps: list[Tensor]
+    def __init__(self, pixels: Tensor, growth: int, whole: bool = False) -> None:
+        self.grid, self.channels, self.growth = Grid(*pixels.shape[:3]), pixels.shape[3], growth
+        self.regions = [self.grid.whole] if whole else self.grid.regions()
+        widths = [self.channels] + [growth] * (CONVOLUTIONS - 1)
+        self.maps = [self.grid.padded(pixels, width) for width in widths]
+        self.pixels.copy_(pixels)
+        most = max(region.tiles for region in self.regions)
+        self._tiles = [
+            pixels.new_empty(36 * most * sum(widths))
+            for _ in self.regions[:CONVOLUTIONS]  # one more is begun when the first is done
+        ]
+        self.scratch = Scratch(pixels, 36 * most * max(widths))
+
+    @property
+    def pixels(self) -> Tensor:
+        """The input of the next block, [B, H, W, C]."""
+        return self.inner(0)
+
+    def inner(self, number: int) -> Tensor:
+        """A map without its border: 0 is the block's input, the others are after leaky ReLU."""
+        return self.maps[number][:, 1 : 1 + self.grid.height, 1 : 1 + self.grid.width]
+
+    def rrdb(self, blocks: Sequence[DenseKernels]) -> None:
+        """The input becomes x + 0.2 * (the dense blocks, one after the other)."""
+        before = self.maps[0].clone()
+        for block in blocks:
+            self.dense(block)
+        torch.add(before, self.maps[0], alpha=RESIDUAL_SCALE, out=self.maps[0])
+
+    def dense(self, kernels: DenseKernels, known: int = 1, result: bool = True) -> None:
+        """The input becomes the result of a dense block, if that is asked for.
+
+        Args:
+            known: how many maps are there already; the first is the input.
+            result: whether to compute it, or the transformed maps alone.
+        """
+        wanted = range(known - 1, CONVOLUTIONS if result else CONVOLUTIONS - 1)
+        for number, index in _order(len(self.regions)):
+            self.transform(number, index)
+            if number in wanted:
+                self._convolve(kernels, number, index)
+
+    def transform(self, number: int, index: int) -> None:
+        """A map, in one region."""
+        start = self.channels + self.growth * (number - 1) if number else 0
+        width = self.growth if number else self.channels
+        windows = self.regions[index].windows(self.maps[number])
+        new = self.tiles(index)[:, :, start : start + width]
+        winograd.transform_padded(windows, out=new, scratch=self.scratch)
+
+    def _convolve(self, block: DenseKernels, number: int, index: int) -> None:
+        """A convolution of what is transformed, in one region."""
+        region, kernel = self.regions[index], block.kernels[number]
+        inputs, outputs = kernel.shape[1:]
+        sums = self.scratch.first((36, region.tiles, outputs))
+        torch.bmm(self.tiles(index)[:, :, :inputs], kernel, out=sums)
+        winograd.add_bias(sums, block.biases[number])
+        pixels = winograd.results(sums, self.scratch)
+        if number < CONVOLUTIONS - 1:
+            place = region.pixels(self.maps[number + 1])
+            place.copy_(F.leaky_relu_(pixels, NEGATIVE_SLOPE).view(place.shape))
+        else:
+            place = region.pixels(self.maps[0])
+            place.add_(pixels.view(place.shape), alpha=RESIDUAL_SCALE)
+        self._clear((number + 1) % CONVOLUTIONS)
+
+    def tiles(self, index: int = 0) -> Tensor:
+        """What is transformed of a region's maps, [36, tiles, C + 4 G]."""
+        shape = 36, self.regions[index].tiles, self.channels + self.growth * (CONVOLUTIONS - 1)
+        return self._tiles[index % CONVOLUTIONS][: shape[0] * shape[1] * shape[2]].view(shape)
+
+    def _clear(self, number: int) -> None:
+        """What tiles compute beyond the map is none of its border, which is nothing."""
+        if self.grid.height < 4 * self.grid.rows:
+            self.maps[number][:, 1 + self.grid.height :] = 0
+        if self.grid.width < 4 * self.grid.columns:
+            self.maps[number][:, :, 1 + self.grid.width :] = 0
 
 
-def _dense(
-    pixels: Tensor, block: BlockKernels, tiles: Tensor | None = None
-) -> tuple[Tensor, _Trace]:
-    """One dense block: its result, and what it leaves behind, in tiles that are given or new."""
-    grid, channels = Grid(*pixels.shape[:3]), pixels.shape[3]
-    if tiles is None:
-        tiles = pixels.new_empty(36, grid.tiles, block.kernels[-1].shape[2])
-    tiles[:, :, :channels] = winograd.transform(pixels)
-    maps: list[Tensor] = []
-    for kernel, bias in zip(block.kernels, block.biases, strict=True):
-        inputs = kernel.shape[2]
-        (y,) = winograd.convolve([tiles[:, :, :inputs]], [kernel], bias, grid)
-        if inputs < tiles.shape[2]:
-            maps.append(F.leaky_relu_(y, NEGATIVE_SLOPE))
-            tiles[:, :, inputs : inputs + len(bias)] = winograd.transform(y)
-    return torch.add(pixels, y, alpha=RESIDUAL_SCALE), _Trace(tiles, maps)
+def _order(regions: int) -> Iterator[tuple[int, int]]:
+    """Convolution and region one after the other, such that all that one needs is there.
 
-
-def _dense_backward(grad: Tensor, joined: _Joined, trace: _Trace) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of a dense block's input, and of its weights and biases."""
-    grid = Grid(*grad.shape[:3])
-    sums = grad.new_empty(36, grid.tiles, joined.channels)
-    biases, own = [], grad * RESIDUAL_SCALE
-    end = joined.channels
-    for number in reversed(range(CONVOLUTIONS)):
-        rows = joined.rows[number]
-        sums[:, :, rows] = winograd.results_transposed(own, grid)
-        biases.append(own.sum((0, 1, 2)))
-        # Of the map that this convolution was the first to see.
-        start = joined.inputs[number - 1] if number else 0
-        later = torch.bmm(sums[:, :, : rows.stop], joined.whole[:, : rows.stop, start:end])
-        own = winograd.transform_transposed(later, grid)
-        if number:
-            own = _leaky_relu_backward(own, trace.maps[number - 1])
-        end = start
-    return grad + own, [*_weight_gradients(sums, joined, trace.tiles), *reversed(biases)]
-
-
-def _weight_gradients(sums: Tensor, joined: _Joined, tiles: Tensor) -> list[Tensor]:
-    """Of each convolution, two at once where the inputs of one are nearly those of the other."""
-    gradients: dict[int, Tensor] = {}
-    for together in ((4,), (3, 2), (1, 0)):
-        start, stop = joined.rows[together[0]].start, joined.rows[together[-1]].stop
-        inputs = tiles[:, :, : joined.inputs[together[0]]]
-        products = torch.bmm(sums[:, :, start:stop].mT, inputs)
-        whole = winograd.transform_kernel_transposed(products)
-        for number in together:
-            rows = joined.rows[number]
-            own = whole[rows.start - start : rows.stop - start]
-            gradients[number] = own[:, : joined.inputs[number]]
-    return [gradients[number] for number in range(CONVOLUTIONS)]
-
-
-def _leaky_relu_backward(grad: Tensor, result: Tensor) -> Tensor:
-    """The gradient before a leaky ReLU, by the sign of its result."""
-    gradient: Tensor = torch.ops.aten.leaky_relu_backward(grad, result, NEGATIVE_SLOPE, True)
-    return gradient
-
-
-class _RRDB(torch.autograd.Function):
-    """Computed once more in the backward pass, where the blocks' traces are kept for one RRDB."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(x, *parameters)
-        blocks = [_Joined(own).block for own in _by_block(parameters)]
-        return rrdb(x.movedim(1, -1), blocks).movedim(-1, 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        x, *parameters = ctx.saved_tensors
-        blocks = [_Joined(own) for own in _by_block(parameters)]
-        traces, y = [], x.movedim(1, -1)
-        for joined in blocks:
-            y, trace = _dense(y, joined.block)
-            traces.append(trace)
-        outer = grad.movedim(1, -1)
-        inner, gradients = outer * RESIDUAL_SCALE, []
-        for joined in reversed(blocks):
-            inner, own = _dense_backward(inner, joined, traces.pop())
-            gradients.append(own)
-        of_parameters = [gradient for own in reversed(gradients) for gradient in own]
-        return ((outer + inner).movedim(-1, 1), *of_parameters)
-
-
-def _by_block(parameters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-    count = 2 * CONVOLUTIONS
-    return [parameters[start : start + count] for start in range(0, len(parameters), count)]
+    A region's windows reach into the next region of the map: each convolution is one behind. The
+    last convolution's result takes the place of the input when no window needs that any longer.
+    """
+    for step in range(regions + CONVOLUTIONS - 1):
+        for number in range(CONVOLUTIONS):
+            if 0 <= step - number < regions:
+                yield number, step - number

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from itertools import chain
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deflow_aug.dense import (
-    NEGATIVE_SLOPE,
-    RESIDUAL_SCALE,
-    BlockKernels,
-    rrdb,
-    rrdb_with_gradients,
-)
+from deflow_aug import recompute
+from deflow_aug.dense import NEGATIVE_SLOPE, RESIDUAL_SCALE, DenseKernels, DenseMaps
+from deflow_aug.dense_gradients import Workspace, rrdb_with_gradients
 from deflow_aug.flow.convolution import convolve, in_tiles
 from deflow_aug.flow.folding import Folding
 from deflow_aug.flow.winograd import Grid
 from deflow_aug.recompute import recomputed, recomputed_whole
+
+DENSE_BLOCKS = 3
 
 LEAST_TILES = 64
 LEAST_GROWTH = 32
@@ -57,30 +54,24 @@ class RRDB(Folding):
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
         self.growth = growth
-        self.blocks = nn.Sequential(*(ResidualDenseBlock(channels, growth) for _ in range(3)))
+        self.blocks = nn.Sequential(
+            *(ResidualDenseBlock(channels, growth) for _ in range(DENSE_BLOCKS))
+        )
 
-    def forward(self, x: Tensor, blocks: int = 1) -> Tensor:
-        """Of ``x``, [B, C, H, W], in a trunk of so many blocks."""
-        if not in_tiles(x):
-            return recomputed(self.directly, x)
-        if not self._worth_tiles(x):
-            # Of each dense block the inputs of five convolutions, and four maps once more.
-            channels = 3 * (5 * x.shape[1] + 14 * self.growth)
-            saves = blocks * channels * (x.nbytes // x.shape[1])
-            (y,) = recomputed_whole(
-                lambda x: (self.directly(x),), self.parameters(), x, saves=saves
-            )
-            return y
-        parameters = [cast(ResidualDenseBlock, b).weights_and_biases() for b in self.blocks]
-        if torch.is_grad_enabled():
-            return rrdb_with_gradients(x, list(chain.from_iterable(parameters)))
-        kernels = self.folded_once("kernels", lambda: [BlockKernels.of(own) for own in parameters])
-        return rrdb(x.movedim(1, -1), kernels).movedim(-1, 1)
+    def weights_and_biases(self) -> list[list[Tensor]]:
+        """Of each dense block."""
+        return [cast(ResidualDenseBlock, block).weights_and_biases() for block in self.blocks]
 
-    def _worth_tiles(self, x: Tensor) -> bool:
-        """Whether tiles are faster: not for few, nor where each is transformed for few channels."""
-        batch, _, height, width = x.shape
-        return Grid(batch, height, width).tiles >= LEAST_TILES and self.growth >= LEAST_GROWTH
+    def kernels(self) -> list[DenseKernels]:
+        """Of each dense block, in tiles."""
+        return self.folded_once(
+            "kernels", lambda: [DenseKernels.of(own) for own in self.weights_and_biases()]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of ``x``, [B, C, H, W]."""
+        y, _ = through([self], x)
+        return y
 
     def directly(self, x: Tensor) -> Tensor:
         """By PyTorch's convolutions."""
@@ -99,13 +90,61 @@ class RRDBTrunk(nn.Module):
 
     def forward(self, x: Tensor, stacked: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """The trunk's output, and the outputs of the blocks numbered in ``stacked``."""
-        y, outputs = self.conv_first(x), {}
-        for number, block in enumerate(self.body):
-            y = block(y, len(self.body))
-            if number in stacked:
-                outputs[number] = y
+        y, outputs = through(
+            [cast(RRDB, block) for block in self.body], self.conv_first(x), stacked
+        )
         # The skip of the published DeFlow (and SRFlow) starts here, ESRGAN's before the blocks.
         return y + convolve_with(self.conv_body, y), outputs
+
+
+def through(
+    blocks: Sequence[RRDB], x: Tensor, wanted: Collection[int] = ()
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """The blocks one after the other: the last one's output, and those numbered in ``wanted``.
+
+    Args:
+        x: [B, C, H, W].
+    """
+    outputs = {}
+    if not _worth_tiles(x, blocks[0].growth):
+        for number, block in enumerate(blocks):
+            x = outputs[number] = _directly(block, x, len(blocks))
+    elif torch.is_grad_enabled():
+        # Of each dense block input and maps.
+        channels = DENSE_BLOCKS * (x.shape[1] + 4 * blocks[0].growth)
+        keep = len(blocks) * channels * (x.nbytes // x.shape[1]) < recompute.LEAST_SAVED
+        workspace = Workspace()
+        for number, block in enumerate(blocks):
+            parameters = [tensor for own in block.weights_and_biases() for tensor in own]
+            x = rrdb_with_gradients(x, parameters, workspace, keep)
+            outputs[number] = x
+        workspace.ahead = None
+    else:
+        maps = DenseMaps(x.movedim(1, -1), blocks[0].growth)
+        for number, block in enumerate(blocks):
+            maps.rrdb(block.kernels())
+            if number in wanted:
+                outputs[number] = maps.pixels.clone().movedim(-1, 1)
+        x = maps.pixels.movedim(-1, 1)
+    return x, {number: outputs[number] for number in wanted}
+
+
+def _worth_tiles(x: Tensor, growth: int) -> bool:
+    """Whether tiles are faster: not for few, nor where each is transformed for few channels."""
+    batch, _, height, width = x.shape
+    enough = Grid(batch, height, width).tiles >= LEAST_TILES and growth >= LEAST_GROWTH
+    return enough and in_tiles(x)
+
+
+def _directly(block: RRDB, x: Tensor, blocks: int) -> Tensor:
+    """By PyTorch's convolutions, in a trunk of so many blocks."""
+    if not in_tiles(x):
+        return recomputed(block.directly, x)
+    # Of each dense block the inputs of five convolutions, and four maps once more.
+    channels = DENSE_BLOCKS * (5 * x.shape[1] + 14 * block.growth)
+    saves = blocks * channels * (x.nbytes // x.shape[1])
+    (y,) = recomputed_whole(lambda x: (block.directly(x),), block.parameters(), x, saves=saves)
+    return y
 
 
 def convolve_with(conv: nn.Conv2d, x: Tensor, repeats: int = 1) -> Tensor:

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from deflow_aug import recompute
 from deflow_aug import rrdb as rrdb_module
-from deflow_aug.rrdb import RRDB, RRDBTrunk
+from deflow_aug.flow import winograd
+from deflow_aug.rrdb import RRDB, RRDBTrunk, through
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +19,9 @@ def in_tiles_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rrdb_module, "LEAST_GROWTH", 1)
 
 
-def block(dtype: torch.dtype = torch.float64) -> RRDB:
+def block(dtype: torch.dtype = torch.float64, seed: int = 0) -> RRDB:
     """With weights large enough for every branch to matter."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     result = RRDB(channels=6, growth=4).to(dtype)
     with torch.no_grad():
         for parameter in result.parameters():
@@ -71,7 +72,10 @@ def test_gradients_of_gradients_are_refused() -> None:
         gradient.sum().backward()
 
 
-def test_the_backward_pass_keeps_the_input_alone() -> None:
+@pytest.mark.parametrize("least_saved", [0, 2**20])
+def test_what_the_backward_pass_keeps(least_saved: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input of each RRDB, or if that is so little that nobody misses it, what is inside."""
+    monkeypatch.setattr(recompute, "LEAST_SAVED", least_saved)
     trunk = RRDBTrunk(channels=8, growth=4, blocks=3)
     parameters = {parameter.data_ptr() for parameter in trunk.parameters()}
     kept: list[int] = []
@@ -83,8 +87,48 @@ def test_the_backward_pass_keeps_the_input_alone() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         y, _ = trunk(torch.randn(2, 3, 24, 24), stacked=())
-    # Of each block its input; of the last convolution its transformed input, 36/16 as large.
-    assert sum(kept) < (len(trunk.body) + 1 + 2.5) * y.nbytes
+    # Of each RRDB the input, or the inputs of three dense blocks and four maps of half the width.
+    each = 3 + 3 * 4 / 2 if least_saved else 1
+    # Of the first and the last convolution their inputs.
+    expected = (len(trunk.body) * each + 3 / 8 + 1) * y.nbytes
+    assert sum(kept) == pytest.approx(expected, rel=1e-3)
+
+
+def test_images_after_images_or_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large maps are computed in regions, and gradients of several images one after the other."""
+    rrdb, x = block(), torch.randn(5, 6, 18, 22).double().requires_grad_()  # of 30 tiles each
+    leaves, draw = [x, *rrdb.parameters()], torch.randn_like(x)
+    expected = rrdb.directly(x)
+    wanted = torch.autograd.grad(expected, leaves, draw)
+    for band in (1, 13, 60, 100, 1000):
+        monkeypatch.setattr(winograd, "BAND", band)
+        result = rrdb(x)
+        assert_close(result, expected, rtol=1e-11, atol=1e-11)
+        assert_close(torch.autograd.grad(result, leaves, draw), wanted, rtol=1e-9, atol=1e-9)
+        with torch.no_grad():
+            assert_close(rrdb(x), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("least_saved", [0, 2**20])
+def test_blocks_one_after_the_other(least_saved: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the outputs between them: kept inside or not, with gradients or without."""
+    monkeypatch.setattr(recompute, "LEAST_SAVED", least_saved)
+    torch.manual_seed(0)
+    blocks = [block(seed=number) for number in range(3)]
+    x = torch.randn(2, 6, 9, 13).double().requires_grad_()
+    leaves = [x, *(parameter for one in blocks for parameter in one.parameters())]
+    between = blocks[0].directly(x)
+    expected = blocks[2].directly(blocks[1].directly(between))
+    draws = [torch.randn_like(x) for _ in range(2)]
+    wanted = torch.autograd.grad([expected, between], leaves, draws)
+    result, outputs = through(blocks, x, (0,))
+    assert list(outputs) == [0]
+    assert_close((result, outputs[0]), (expected, between), rtol=1e-11, atol=1e-11)
+    found = torch.autograd.grad([result, outputs[0]], leaves, draws)
+    assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        result, outputs = through(blocks, x, (0,))
+    assert_close((result, outputs[0]), (expected, between), rtol=1e-11, atol=1e-11)
 
 
 def test_small_blocks_take_the_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,9 @@ _ALL_ONES = _ORDER.index(7)
 BAND = 512
 """Tiles whose products are computed at once: what fits into a core's cache."""
 
+COLUMNS = 1600
+"""Of a block that a transform's matrix is multiplied with, at most, for the same reason."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -67,9 +70,51 @@ class Grid:
     def tiles(self) -> int:
         return self.batch * self.rows * self.columns
 
+    @property
+    def whole(self) -> Region:
+        """All of them."""
+        return Region(slice(0, self.batch), slice(0, self.rows), self.columns)
+
     def padded(self, like: Tensor, channels: int) -> Tensor:
         """Zeros for maps with the border that tiles need, [B, 4 rows + 2, 4 columns + 2, C]."""
         return like.new_zeros(self.batch, 4 * self.rows + 2, 4 * self.columns + 2, channels)
+
+    def regions(self) -> list[Region]:
+        """Parts of about BAND tiles, from top to bottom, one image after the other."""
+        images = max(1, BAND // (self.rows * self.columns))
+        rows = self.rows if images > 1 else min(self.rows, max(1, BAND // self.columns))
+        return [
+            Region(
+                slice(first, min(first + images, self.batch)),
+                slice(top, min(top + rows, self.rows)),
+                self.columns,
+            )
+            for first in range(0, self.batch, images)
+            for top in range(0, self.rows, rows)
+        ]
+
+
+@dataclass(frozen=True)
+class Region:
+    """Some rows of tiles of some images."""
+
+    images: slice
+    rows: slice
+    columns: int
+
+    @property
+    def tiles(self) -> int:
+        images, rows = self.images, self.rows
+        return (images.stop - images.start) * (rows.stop - rows.start) * self.columns
+
+    def windows(self, padded: Tensor) -> Tensor:
+        """All that its tiles see of a map that has their border."""
+        return padded[self.images, 4 * self.rows.start : 4 * self.rows.stop + 2]
+
+    def pixels(self, padded: Tensor) -> Tensor:
+        """Its tiles' own pixels in such a map, [images, rows, columns, 4, 4, C]."""
+        own = padded[self.images, 1 + 4 * self.rows.start : 1 + 4 * self.rows.stop, 1:-1]
+        return own.unflatten(2, (-1, 4)).unflatten(1, (-1, 4)).transpose(2, 3)
 
 
 def products(repeats: int) -> int:
@@ -91,39 +136,59 @@ def transform(pixels: Tensor, repeats: int = 1) -> Tensor:
     return transform_padded(F.pad(pixels, (0, 0, 1, right, 1, bottom)), repeats)
 
 
-def transform_padded(padded: Tensor, repeats: int = 1) -> Tensor:
-    """:func:`transform` of a map that has the border which its tiles need."""
+def transform_padded(
+    padded: Tensor, repeats: int = 1, out: Tensor | None = None, scratch: Scratch | None = None
+) -> Tensor:
+    """:func:`transform` of a map with the border that tiles need; written to ``out`` if given."""
     stride, channels = 4 // repeats, padded.shape[-1]
     side = stride + 2
-    windows = padded.unfold(1, side, stride).unfold(2, side, stride).permute(4, 5, 0, 1, 2, 3)
-    matrix = _matrix("data", padded.dtype, repeats)
-    return (matrix @ windows.reshape(side * side, -1)).unflatten(1, (-1, channels))
+    windows = padded.unfold(1, side, stride).unfold(2, side, stride)
+    batch, rows, columns = windows.shape[:3]
+    each = _rows_together(rows, columns * channels)
+    parted = windows.unflatten(1, (-1, each)).permute(0, 1, 5, 6, 2, 3, 4)
+    blocks = _copied(parted, scratch).view(batch * rows // each, side * side, -1)
+    shape = products(repeats), batch * rows * columns, channels
+    return _multiply(_matrix("data", padded.dtype, repeats), blocks, shape, out, scratch)
 
 
-def transform_transposed(grad: Tensor, grid: Grid, repeats: int = 1) -> Tensor:
+def transform_transposed(
+    grad: Tensor, grid: Grid, repeats: int = 1, scratch: Scratch | None = None
+) -> Tensor:
     """The transpose of :func:`transform`: [products, tiles, C] -> [B, H, W, C] / repeats."""
     stride, further = 4 // repeats, -(-repeats // 2)
     side, channels = stride + 2, grad.shape[-1]
-    rows, columns = grid.rows, grid.columns
-    flat = _matrix("data", grad.dtype, repeats).mT @ grad.reshape(len(grad), -1)
-    windows = flat.view(side, side, grid.batch, rows, columns, channels)
+    batch, rows, columns = grid.batch, grid.rows, grid.columns
+    each = _rows_together(rows, columns * channels)
+    blocks = grad.reshape(len(grad), batch * rows // each, -1).transpose(0, 1)
+    matrix = _matrix("data", grad.dtype, repeats).mT
+    shape = len(blocks), len(matrix), blocks.shape[2]
+    flat = grad.new_empty(shape) if scratch is None else scratch.first(shape)
+    torch.bmm(matrix.expand(len(blocks), *matrix.shape), blocks, out=flat)
+    windows = flat.view(batch, rows // each, side, side, each, columns, channels)
     # A window covers its own block of pixels, and parts of the ``further`` ones after it.
-    total = grad.new_zeros(grid.batch, rows + further, stride, columns + further, stride, channels)
+    total = grad.new_zeros(batch, rows + further, stride, columns + further, stride, channels)
     for i in range(further + 1):
         for j in range(further + 1):
-            part = windows[i * stride : (i + 1) * stride, j * stride : (j + 1) * stride]
-            n, m = part.shape[:2]
-            total[:, i : i + rows, :n, j : j + columns, :m] += part.permute(2, 3, 0, 4, 1, 5)
+            part = windows[:, :, i * stride : (i + 1) * stride, j * stride : (j + 1) * stride]
+            n, m = part.shape[2:4]
+            place = total[:, i : i + rows, :n, j : j + columns, :m]
+            place.unflatten(1, (-1, each)).add_(part.permute(0, 1, 4, 2, 5, 3, 6))
     whole = total.flatten(3, 4).flatten(1, 2)
     return whole[:, 1 : 1 + grid.height // repeats, 1 : 1 + grid.width // repeats]
 
 
 def transform_kernel(weight: Tensor, repeats: int = 1) -> Tensor:
     """G g G^T of a kernel [O, C, 3, 3]: [products, O, C]."""
-    outputs, channels = weight.shape[:2]
-    matrix = _matrix("kernel", weight.dtype, repeats)
-    flat = weight.permute(2, 3, 0, 1).reshape(9, -1)
-    return (matrix @ flat).view(-1, outputs, channels)
+    return transform_taps(weight.permute(2, 3, 0, 1).flatten(0, 1), repeats)
+
+
+def transform_taps(taps: Tensor, repeats: int = 1, out: Tensor | None = None) -> Tensor:
+    """:func:`transform_kernel` of its nine taps, [9, O, C]; written to ``out`` if given."""
+    matrix = _matrix("kernel", taps.dtype, repeats)
+    if out is None:
+        out = taps.new_empty(len(matrix), *taps.shape[1:])
+    torch.mm(matrix, taps.flatten(1), out=out.flatten(1))
+    return out
 
 
 def transform_kernel_transposed(grad: Tensor) -> Tensor:
@@ -133,23 +198,89 @@ def transform_kernel_transposed(grad: Tensor) -> Tensor:
     return flat.view(3, 3, *grad.shape[1:]).permute(2, 3, 0, 1)
 
 
-def results(sums: Tensor, grid: Grid) -> Tensor:
-    """A^T m A of sums of products [products, tiles, O]: [4, 4, B, rows, columns, O].
+def results(sums: Tensor, scratch: Scratch | None = None) -> Tensor:
+    """A^T m A of sums of products [products, tiles, O]: of each tile 4 x 4 pixels, [tiles, 16, O].
 
     Products that are left out, the last ones, count as nothing.
     """
-    flat = _matrix("result", sums.dtype)[:, : len(sums)] @ sums.flatten(1)
-    return flat.view(4, 4, -1, grid.rows, grid.columns, sums.shape[-1])
+    matrix = _matrix("result", sums.dtype)[:, : len(sums)]
+    shape = sums.shape[1], 16, sums.shape[2]
+    out = sums.new_empty(shape) if scratch is None else scratch.second(shape)
+    return torch.bmm(matrix.expand(len(out), *matrix.shape), sums.transpose(0, 1), out=out)
 
 
-def results_transposed(grad: Tensor, grid: Grid, count: int = 36) -> Tensor:
+def results_transposed(
+    grad: Tensor,
+    grid: Grid,
+    count: int = 36,
+    out: Tensor | None = None,
+    scratch: Scratch | None = None,
+) -> Tensor:
     """The transpose of :func:`results`, of maps [B, H, W, O]: [count, tiles, O]."""
+    outputs = grad.shape[-1]
     bottom, right = 4 * grid.rows - grid.height, 4 * grid.columns - grid.width
     if bottom or right:
         grad = F.pad(grad, (0, 0, 0, right, 0, bottom))
-    tiles = grad.unflatten(2, (-1, 4)).unflatten(1, (-1, 4)).permute(2, 4, 0, 1, 3, 5)
-    flat = _matrix("result", grad.dtype)[:, :count].mT @ tiles.reshape(16, -1)
-    return flat.view(count, grid.tiles, -1)
+    each = _rows_together(grid.rows, grid.columns * outputs)
+    tiles = grad.unflatten(2, (-1, 4)).unflatten(1, (-1, each, 4)).permute(0, 1, 3, 5, 2, 4, 6)
+    blocks = _copied(tiles, scratch).view(grid.batch * grid.rows // each, 16, -1)
+    matrix = _matrix("result", grad.dtype)[:, :count].mT
+    return _multiply(matrix, blocks, (count, grid.tiles, outputs), out, scratch)
+
+
+class Scratch:
+    """Memory for what is computed on the way, which else comes page by page each time."""
+
+    def __init__(self, like: Tensor, size: int) -> None:
+        self._buffers = [like.new_empty(size) for _ in range(2)]
+
+    def first(self, shape: Sequence[int]) -> Tensor:
+        return self._buffers[0][: math.prod(shape)].view(shape)
+
+    def second(self, shape: Sequence[int]) -> Tensor:
+        return self._buffers[1][: math.prod(shape)].view(shape)
+
+
+def _copied(tensor: Tensor, scratch: Scratch | None) -> Tensor:
+    """With memory in the order of its dimensions."""
+    if scratch is None:
+        return tensor.contiguous()
+    return scratch.first(tensor.shape).copy_(tensor)
+
+
+def _multiply(
+    matrix: Tensor,
+    blocks: Tensor,
+    shape: tuple[int, int, int],
+    out: Tensor | None,
+    scratch: Scratch | None,
+) -> Tensor:
+    """``matrix`` [m, n] times every block of columns, [blocks, n, N]: [m, tiles, C].
+
+    Blocks rather than the whole: they fit into a core's cache, and each core takes its own. (Of
+    several products PyTorch computes all at once only where the result is contiguous.)
+    """
+    matrices = matrix.expand(len(blocks), *matrix.shape)
+    if scratch is None:
+        result = torch.bmm(matrices, blocks)
+    else:
+        of_blocks = len(blocks), len(matrix), blocks.shape[2]
+        result = torch.bmm(matrices, blocks, out=scratch.second(of_blocks))
+    if out is None:
+        out = blocks.new_empty(shape)
+    out.unflatten(1, (len(blocks), -1)).copy_(
+        result.view(len(blocks), len(matrix), -1, shape[2]).transpose(0, 1)
+    )
+    return out
+
+
+def _rows_together(rows: int, columns: int) -> int:
+    """How many rows of so many columns make a block; of an even number of rows an even one."""
+    divisors = (n for n in range(rows, 0, -1) if rows % n == 0)
+    even = rows % 2 == 0
+    return next(
+        n for n in divisors if n == 1 or (n * columns <= COLUMNS and not (even and rows // n % 2))
+    )
 
 
 def add_bias(sums: Tensor, bias: Tensor) -> None:
@@ -174,7 +305,6 @@ def convolve(
     result = [bias.new_empty(shape) for _ in range(chunks)]
     band = min(batch * rows, max(1, BAND // columns))
     buffer = bias.new_empty(count * band * columns * outputs)
-    matrix = _matrix("result", bias.dtype)[:, :count]
     for top in range(0, batch * rows, band):
         some = slice(top * columns, min(top + band, batch * rows) * columns)
         tiles = some.stop - some.start
@@ -184,9 +314,9 @@ def convolve(
             own = sums[: len(part)]
             torch.baddbmm(own, part[:, some], kernel.mT, out=own)
         add_bias(sums, bias)
-        corners = (matrix @ sums.flatten(1)).view(4, 4, -1, columns, outputs)
+        corners = results(sums).view(-1, columns, 4, 4, outputs)
         for one, part in zip(result, corners.chunk(chunks, -1), strict=True):
-            one[top : top + band] = part.permute(2, 0, 3, 1, 4)
+            one[top : top + band] = part.permute(0, 2, 1, 3, 4)
     maps = [one.view(batch, 4 * rows, 4 * columns, -1) for one in result]
     return [one[:, : grid.height, : grid.width] for one in maps]
 

@@ -1,0 +1,231 @@
+"""Residual-in-residual dense blocks in tiles (:mod:`deflow_aug.dense`), with gradients.
+
+Going back it is as going forward with the transformed gradients of the results, the last
+convolution's first: the gradient of a map is a product of all that came after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deflow_aug.dense import (
+    CONVOLUTIONS,
+    NEGATIVE_SLOPE,
+    RESIDUAL_SCALE,
+    DenseKernels,
+    DenseMaps,
+)
+from deflow_aug.flow import winograd
+from deflow_aug.flow.winograd import Grid
+
+
+class Workspace:
+    """Memory that the RRDBs of a trunk share: its pages would else come anew for each of them."""
+
+    def __init__(self) -> None:
+        self.ahead: tuple[DenseMaps, _Joined] | None = None
+        self.back: _Backward | None = None
+
+
+def rrdb_with_gradients(
+    x: Tensor, parameters: Sequence[Tensor], workspace: Workspace, keep: bool = False
+) -> Tensor:
+    """x + 0.2 * (the dense blocks, one after the other), of [B, C, H, W].
+
+    The backward pass keeps the input alone and computes what is inside again, unless it is asked
+    to keep that as well: the inputs of the other blocks, and four maps of each.
+
+    Args:
+        parameters: weights and biases of one block after the other.
+        workspace: of this and the other RRDBs that an image passes.
+    """
+    result: Tensor = _RRDB.apply(workspace, keep, x, *parameters)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _RRDB(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, workspace: Workspace, keep: bool, x: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        before, growth = x.movedim(1, -1), len(parameters[0])
+        if workspace.ahead is None:
+            workspace.ahead = DenseMaps(before, growth), _Joined(before.shape[3], growth, x)
+        maps, joined = workspace.ahead
+        maps.pixels.copy_(before)
+        kept = [before]
+        for number, block in enumerate(_by_block(parameters)):
+            if keep and number:
+                kept.append(maps.pixels.clone())
+            maps.dense(joined.transformed(block))
+            if keep:
+                kept += [maps.inner(inside).clone() for inside in range(1, CONVOLUTIONS)]
+        ctx.save_for_backward(*parameters, *kept)
+        ctx.count, ctx.workspace = len(parameters), workspace
+        return torch.add(before, maps.pixels, alpha=RESIDUAL_SCALE).movedim(-1, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        parameters, kept = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        workspace: Workspace = ctx.workspace
+        if workspace.back is None:
+            workspace.back = _Backward(grad.movedim(1, -1), _by_block(parameters))
+        of_input, gradients = workspace.back(grad.movedim(1, -1), _by_block(parameters), kept)
+        return (None, None, of_input.movedim(-1, 1), *gradients)
+
+
+class _Joined:
+    """The five kernels in one matrix: its rows are all results, those of the last one first."""
+
+    def __init__(self, channels: int, growth: int, like: Tensor) -> None:
+        self.channels = channels + growth * (CONVOLUTIONS - 1)
+        starts = [channels + growth * (CONVOLUTIONS - 2 - i) for i in range(CONVOLUTIONS - 1)]
+        ends = [start + growth for start in starts]
+        self.rows = [*map(slice, starts, ends), slice(0, channels)]
+        self.inputs = [channels + growth * i for i in range(CONVOLUTIONS)]
+        # Nothing where a result does not see an input.
+        self._taps = like.new_zeros(9, self.channels, self.channels)
+        self.whole = like.new_empty(36, self.channels, self.channels)
+
+    def transformed(self, parameters: Sequence[Tensor]) -> DenseKernels:
+        """The kernels of these weights and biases, until others are transformed."""
+        weights, biases = parameters[:CONVOLUTIONS], parameters[CONVOLUTIONS:]
+        for weight, rows, inputs in zip(weights, self.rows, self.inputs, strict=True):
+            self._taps.unflatten(0, (3, 3))[:, :, rows, :inputs] = weight.permute(2, 3, 0, 1)
+        winograd.transform_taps(self._taps, out=self.whole)
+        places = zip(self.rows, self.inputs, strict=True)
+        return DenseKernels([self.whole[:, rows, :inputs].mT for rows, inputs in places], biases)
+
+
+class _Backward:
+    """Gradients of RRDBs of one size, one after the other.
+
+    Args:
+        pixels: [B, H, W, C], of that size.
+        blocks: weights and biases of the dense blocks of one of them.
+    """
+
+    def __init__(self, pixels: Tensor, blocks: Sequence[Sequence[Tensor]]) -> None:
+        growth = len(blocks[0][0])
+        each = max(1, winograd.BAND // Grid(1, *pixels.shape[1:3]).tiles)
+        firsts = range(0, len(pixels), each)
+        # Images after images, so that what is transformed stays small.
+        self._images = [slice(first, min(first + each, len(pixels))) for first in firsts]
+        # Of every block; only the last images may be fewer.
+        self._maps = [
+            [DenseMaps(pixels[some], growth, whole=True) for _ in blocks]
+            for some in self._images[-2:]
+        ]
+        self._joined = [_Joined(pixels.shape[3], growth, pixels) for _ in blocks]
+        self._sums = torch.empty_like(self._maps[0][0].tiles())
+
+    def __call__(
+        self, grad: Tensor, blocks: Sequence[Sequence[Tensor]], kept: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Gradients of the input, and of weights and biases of one block after the other.
+
+        Args:
+            grad: of the result, [B, H, W, C].
+            blocks: weights and biases of each.
+            kept: the input, or of all blocks the input and the four maps.
+        """
+        kernels = [
+            joined.transformed(block) for joined, block in zip(self._joined, blocks, strict=True)
+        ]
+        inputs: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for some in self._images:
+            maps = self._maps[0 if some != self._images[-1] else -1]
+            _again(maps, kernels, [values[some] for values in kept])
+            inner, own = grad[some] * RESIDUAL_SCALE, []
+            for joined, one in zip(reversed(self._joined), reversed(maps), strict=True):
+                inner, biases = self._through(inner, joined, one)
+                own.append([*self._of_weights(joined, one), *biases])
+            inputs.append(grad[some] + inner)
+            flat = [gradient for block in reversed(own) for gradient in block]
+            if not gradients:
+                # In the order of memory that parameters keep their gradients in.
+                gradients = [torch.empty_like(parameter) for block in blocks for parameter in block]
+                for gradient, value in zip(gradients, flat, strict=True):
+                    gradient.copy_(value)
+            else:
+                for gradient, value in zip(gradients, flat, strict=True):
+                    gradient += value
+        return torch.cat(inputs) if len(inputs) > 1 else inputs[0], gradients
+
+    def _through(
+        self, grad: Tensor, joined: _Joined, maps: DenseMaps
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Of a dense block the gradients of the input, and of the biases.
+
+        Those of the results stay, transformed, for :meth:`_of_weights`.
+        """
+        sums = self._sums_of(maps)
+        biases, own = [], grad * RESIDUAL_SCALE
+        end = joined.channels
+        for number in reversed(range(CONVOLUTIONS)):
+            rows = joined.rows[number]
+            winograd.results_transposed(own, maps.grid, out=sums[:, :, rows], scratch=maps.scratch)
+            biases.append(own.sum((0, 1, 2)))
+            # Of the map that this convolution was the first to see.
+            start = joined.inputs[number - 1] if number else 0
+            later = maps.scratch.second((36, maps.grid.tiles, end - start))
+            kernel = joined.whole[:, : rows.stop, start:end]
+            torch.bmm(sums[:, :, : rows.stop], kernel, out=later)
+            own = winograd.transform_transposed(later, maps.grid, scratch=maps.scratch)
+            if number:
+                own = _leaky_relu_backward(own, maps.inner(number))
+            end = start
+        return grad + own, biases[::-1]
+
+    def _of_weights(self, joined: _Joined, maps: DenseMaps) -> list[Tensor]:
+        """Of convolutions, two at once where the inputs of one are nearly those of the other."""
+        sums, tiles = self._sums_of(maps), maps.tiles()
+        gradients: dict[int, Tensor] = {}
+        for together in ((4,), (3, 2), (1, 0)):
+            start, stop = joined.rows[together[0]].start, joined.rows[together[-1]].stop
+            inputs = tiles[:, :, : joined.inputs[together[0]]]
+            products = torch.bmm(sums[:, :, start:stop].mT, inputs)
+            whole = winograd.transform_kernel_transposed(products)
+            for number in together:
+                rows = joined.rows[number]
+                own = whole[rows.start - start : rows.stop - start]
+                gradients[number] = own[:, : joined.inputs[number]]
+        return [gradients[number] for number in range(CONVOLUTIONS)]
+
+    def _sums_of(self, maps: DenseMaps) -> Tensor:
+        """Of all results, [36, tiles, C + 4 G]."""
+        shape = maps.tiles().shape
+        return self._sums.flatten()[: shape.numel()].view(shape)
+
+
+def _again(
+    maps: Sequence[DenseMaps], kernels: Sequence[DenseKernels], kept: Sequence[Tensor]
+) -> None:
+    """Fills the maps of all blocks of an RRDB, and transforms them, from what was kept of it."""
+    known = len(kept) // len(maps) if len(kept) > 1 else 1
+    for number, (own, block) in enumerate(zip(maps, kernels, strict=True)):
+        if number * known < len(kept):
+            for inside, values in enumerate(kept[number * known : (number + 1) * known]):
+                own.inner(inside).copy_(values)
+        else:
+            own.pixels.copy_(maps[number - 1].pixels)
+        goes_on = (number + 1) * known >= len(kept) and number + 1 < len(maps)
+        own.dense(block, known, result=goes_on)
+
+
+def _leaky_relu_backward(grad: Tensor, result: Tensor) -> Tensor:
+    """The gradient before a leaky ReLU, by the sign of its result."""
+    gradient: Tensor = torch.ops.aten.leaky_relu_backward(grad, result, NEGATIVE_SLOPE, True)
+    return gradient
+
+
+def _by_block(parameters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    count = 2 * CONVOLUTIONS
+    return [parameters[start : start + count] for start in range(0, len(parameters), count)]
