@@ -19,6 +19,9 @@ LOG, HEALTH = "log.jsonl", "health.jsonl"
 """Files of a run's folder: what each step did; the latent shift and the noise of samples."""
 
 PICTURE = "curves.png"
+
+LEAST_EIGENVALUE = 1e-9
+"""Of Sigma; what is less is zero, rounded."""
 INSTALL = "matplotlib is not installed: no curves are drawn; pip install 'deflow-aug[plots]'"
 
 POINTS = 100
@@ -133,7 +136,8 @@ def _spectrum(axis: Axes, log: list[Record], health: list[Record]) -> None:
     positive = False
     for label, steps, shifts in _shifts(health):
         low, mid, high = (
-            [s[k] or math.nan for s in shifts] for k in ("smallest", "median", "largest")
+            [s[k] if s[k] > LEAST_EIGENVALUE else math.nan for s in shifts]
+            for k in ("smallest", "median", "largest")
         )
         (line,) = axis.plot(steps, mid, label=label)
         # An eigenvalue of zero has no place on the scale; the lines show what has one.
