@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deflow_aug.flow import winograd
-from deflow_aug.flow.winograd import Grid, Scratch
+from deflow_aug.flow.winograd import Grid, Results, Scratch, TransformPadded
 
 NEGATIVE_SLOPE = 0.2
 RESIDUAL_SCALE = 0.2
@@ -65,6 +65,7 @@ class DenseMaps:
             for _ in self.regions[:CONVOLUTIONS]  # one more is begun when the first is done
         ]
         self.scratch = Scratch(pixels, 36 * most * max(widths))
+        self._steps = [_Step(self, number, index) for number, index in _order(len(self.regions))]
 
     @property
     def pixels(self) -> Tensor:
@@ -90,46 +91,56 @@ class DenseMaps:
             result: whether to compute it, or the transformed maps alone.
         """
         wanted = range(known - 1, CONVOLUTIONS if result else CONVOLUTIONS - 1)
-        for number, index in _order(len(self.regions)):
-            self.transform(number, index)
-            if number in wanted:
-                self._convolve(kernels, number, index)
-
-    def transform(self, number: int, index: int) -> None:
-        """A map, in one region."""
-        start = self.channels + self.growth * (number - 1) if number else 0
-        width = self.growth if number else self.channels
-        windows = self.regions[index].windows(self.maps[number])
-        new = self.tiles(index)[:, :, start : start + width]
-        winograd.transform_padded(windows, out=new, scratch=self.scratch)
-
-    def _convolve(self, block: DenseKernels, number: int, index: int) -> None:
-        """A convolution of what is transformed, in one region."""
-        region, kernel = self.regions[index], block.kernels[number]
-        inputs, outputs = kernel.shape[1:]
-        sums = self.scratch.first((36, region.tiles, outputs))
-        torch.bmm(self.tiles(index)[:, :, :inputs], kernel, out=sums)
-        winograd.add_bias(sums, block.biases[number])
-        pixels = winograd.results(sums, self.scratch)
-        if number < CONVOLUTIONS - 1:
-            place = region.pixels(self.maps[number + 1])
-            place.copy_(F.leaky_relu_(pixels, NEGATIVE_SLOPE).view(place.shape))
-        else:
-            place = region.pixels(self.maps[0])
-            place.add_(pixels.view(place.shape), alpha=RESIDUAL_SCALE)
-        self._clear((number + 1) % CONVOLUTIONS)
+        for step in self._steps:
+            step.transform()
+            if step.number in wanted:
+                step.convolve(kernels)
 
     def tiles(self, index: int = 0) -> Tensor:
         """What is transformed of a region's maps, [36, tiles, C + 4 G]."""
         shape = 36, self.regions[index].tiles, self.channels + self.growth * (CONVOLUTIONS - 1)
         return self._tiles[index % CONVOLUTIONS][: shape[0] * shape[1] * shape[2]].view(shape)
 
-    def _clear(self, number: int) -> None:
-        """What tiles compute beyond the map is none of its border, which is nothing."""
-        if self.grid.height < 4 * self.grid.rows:
-            self.maps[number][:, 1 + self.grid.height :] = 0
-        if self.grid.width < 4 * self.grid.columns:
-            self.maps[number][:, :, 1 + self.grid.width :] = 0
+
+class _Step:
+    """The transform of a map in one region, and the first convolution that sees it.
+
+    Small maps take less time than it takes to say which part of which memory they are: that is
+    said once.
+    """
+
+    def __init__(self, maps: DenseMaps, number: int, index: int) -> None:
+        self.number, region = number, maps.regions[index]
+        last = number == CONVOLUTIONS - 1
+        inputs = maps.channels + maps.growth * number
+        outputs = maps.channels if last else maps.growth
+        tiles, scratch = maps.tiles(index), maps.scratch
+        new = tiles[:, :, inputs - maps.growth if number else 0 : inputs]
+        self.transform = TransformPadded(region.windows(maps.maps[number]), new, scratch)
+        self._inputs = tiles[:, :, :inputs]
+        self._sums = scratch.first((36, region.tiles, outputs))
+        self._biases = winograd.biases(self._sums)
+        self._pixels = scratch.second((region.tiles, 16, outputs))
+        self._results = Results(self._sums, self._pixels)
+        self._last, target = last, maps.maps[0 if last else number + 1]
+        self._place = region.pixels(target)
+        self._in_place = self._pixels.view(self._place.shape)
+        # What tiles compute beyond the map is none of its border, which is nothing.
+        beyond = target[:, 1 + maps.grid.height : -1], target[:, :, 1 + maps.grid.width : -1]
+        self._beyond = [part for part in beyond if part.numel()]
+
+    def convolve(self, block: DenseKernels) -> None:
+        """To the map that is its result, or the last one to the block's input."""
+        torch.bmm(self._inputs, block.kernels[self.number], out=self._sums)
+        self._biases.add_(block.biases[self.number])
+        self._results()
+        if self._last:
+            self._place.add_(self._in_place, alpha=RESIDUAL_SCALE)
+        else:
+            F.leaky_relu_(self._pixels, NEGATIVE_SLOPE)
+            self._place.copy_(self._in_place)
+        for part in self._beyond:
+            part.zero_()
 
 
 def _order(regions: int) -> Iterator[tuple[int, int]]:

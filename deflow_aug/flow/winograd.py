@@ -136,19 +136,37 @@ def transform(pixels: Tensor, repeats: int = 1) -> Tensor:
     return transform_padded(F.pad(pixels, (0, 0, 1, right, 1, bottom)), repeats)
 
 
-def transform_padded(
-    padded: Tensor, repeats: int = 1, out: Tensor | None = None, scratch: Scratch | None = None
-) -> Tensor:
-    """:func:`transform` of a map with the border that tiles need; written to ``out`` if given."""
-    stride, channels = 4 // repeats, padded.shape[-1]
-    side = stride + 2
-    windows = padded.unfold(1, side, stride).unfold(2, side, stride)
-    batch, rows, columns = windows.shape[:3]
-    each = _rows_together(rows, columns * channels)
-    parted = windows.unflatten(1, (-1, each)).permute(0, 1, 5, 6, 2, 3, 4)
-    blocks = _copied(parted, scratch).view(batch * rows // each, side * side, -1)
-    shape = products(repeats), batch * rows * columns, channels
-    return _multiply(_matrix("data", padded.dtype, repeats), blocks, shape, out, scratch)
+def transform_padded(padded: Tensor, repeats: int = 1) -> Tensor:
+    """:func:`transform` of a map that has the border which its tiles need."""
+    batch, height, width, channels = padded.shape
+    stride = 4 // repeats
+    tiles = batch * ((height - 2) // stride) * ((width - 2) // stride)
+    out = padded.new_empty(products(repeats), tiles, channels)
+    TransformPadded(padded, out, Scratch(padded, out.numel()), repeats)()
+    return out
+
+
+class TransformPadded:
+    """:func:`transform_padded` of the same memory to the same place, whenever it is called.
+
+    Args:
+        out: [products, tiles, C].
+    """
+
+    def __init__(self, padded: Tensor, out: Tensor, scratch: Scratch, repeats: int = 1) -> None:
+        stride, channels = 4 // repeats, padded.shape[-1]
+        side = stride + 2
+        windows = padded.unfold(1, side, stride).unfold(2, side, stride)
+        batch, rows, columns = windows.shape[:3]
+        each = _rows_together(rows, columns * channels)
+        self._windows = windows.unflatten(1, (-1, each)).permute(0, 1, 5, 6, 2, 3, 4)
+        self._copies = scratch.first(self._windows.shape)
+        blocks = self._copies.view(batch * rows // each, side * side, -1)
+        self._multiply = _Multiply(_matrix("data", padded.dtype, repeats), blocks, out, scratch)
+
+    def __call__(self) -> None:
+        self._copies.copy_(self._windows)
+        self._multiply()
 
 
 def transform_transposed(
@@ -198,15 +216,26 @@ def transform_kernel_transposed(grad: Tensor) -> Tensor:
     return flat.view(3, 3, *grad.shape[1:]).permute(2, 3, 0, 1)
 
 
-def results(sums: Tensor, scratch: Scratch | None = None) -> Tensor:
+def results(sums: Tensor) -> Tensor:
     """A^T m A of sums of products [products, tiles, O]: of each tile 4 x 4 pixels, [tiles, 16, O].
 
     Products that are left out, the last ones, count as nothing.
     """
-    matrix = _matrix("result", sums.dtype)[:, : len(sums)]
-    shape = sums.shape[1], 16, sums.shape[2]
-    out = sums.new_empty(shape) if scratch is None else scratch.second(shape)
-    return torch.bmm(matrix.expand(len(out), *matrix.shape), sums.transpose(0, 1), out=out)
+    out = sums.new_empty(sums.shape[1], 16, sums.shape[2])
+    Results(sums, out)()
+    return out
+
+
+class Results:
+    """:func:`results` of the same memory to the same place, whenever it is called."""
+
+    def __init__(self, sums: Tensor, out: Tensor) -> None:
+        matrix = _matrix("result", sums.dtype)[:, : len(sums)]
+        self._matrices = matrix.expand(len(out), *matrix.shape)
+        self._sums, self._out = sums.transpose(0, 1), out
+
+    def __call__(self) -> None:
+        torch.bmm(self._matrices, self._sums, out=self._out)
 
 
 def results_transposed(
@@ -216,16 +245,25 @@ def results_transposed(
     out: Tensor | None = None,
     scratch: Scratch | None = None,
 ) -> Tensor:
-    """The transpose of :func:`results`, of maps [B, H, W, O]: [count, tiles, O]."""
+    """The transpose of :func:`results`, of maps [B, H, W, O]: [count, tiles, O].
+
+    Args:
+        out: where to write it.
+    """
     outputs = grad.shape[-1]
     bottom, right = 4 * grid.rows - grid.height, 4 * grid.columns - grid.width
     if bottom or right:
         grad = F.pad(grad, (0, 0, 0, right, 0, bottom))
     each = _rows_together(grid.rows, grid.columns * outputs)
     tiles = grad.unflatten(2, (-1, 4)).unflatten(1, (-1, each, 4)).permute(0, 1, 3, 5, 2, 4, 6)
-    blocks = _copied(tiles, scratch).view(grid.batch * grid.rows // each, 16, -1)
-    matrix = _matrix("result", grad.dtype)[:, :count].mT
-    return _multiply(matrix, blocks, (count, grid.tiles, outputs), out, scratch)
+    if out is None:
+        out = grad.new_empty(count, grid.tiles, outputs)
+    if scratch is None:
+        scratch = Scratch(grad, max(count, 16) * grid.tiles * outputs)
+    copies = scratch.first(tiles.shape).copy_(tiles)
+    blocks = copies.view(grid.batch * grid.rows // each, 16, -1)
+    _Multiply(_matrix("result", grad.dtype)[:, :count].mT, blocks, out, scratch)()
+    return out
 
 
 class Scratch:
@@ -241,37 +279,24 @@ class Scratch:
         return self._buffers[1][: math.prod(shape)].view(shape)
 
 
-def _copied(tensor: Tensor, scratch: Scratch | None) -> Tensor:
-    """With memory in the order of its dimensions."""
-    if scratch is None:
-        return tensor.contiguous()
-    return scratch.first(tensor.shape).copy_(tensor)
-
-
-def _multiply(
-    matrix: Tensor,
-    blocks: Tensor,
-    shape: tuple[int, int, int],
-    out: Tensor | None,
-    scratch: Scratch | None,
-) -> Tensor:
-    """``matrix`` [m, n] times every block of columns, [blocks, n, N]: [m, tiles, C].
+class _Multiply:
+    """``matrix`` [m, n] times every block of columns, [blocks, n, N], to ``out``, [m, tiles, C].
 
     Blocks rather than the whole: they fit into a core's cache, and each core takes its own. (Of
     several products PyTorch computes all at once only where the result is contiguous.)
     """
-    matrices = matrix.expand(len(blocks), *matrix.shape)
-    if scratch is None:
-        result = torch.bmm(matrices, blocks)
-    else:
-        of_blocks = len(blocks), len(matrix), blocks.shape[2]
-        result = torch.bmm(matrices, blocks, out=scratch.second(of_blocks))
-    if out is None:
-        out = blocks.new_empty(shape)
-    out.unflatten(1, (len(blocks), -1)).copy_(
-        result.view(len(blocks), len(matrix), -1, shape[2]).transpose(0, 1)
-    )
-    return out
+
+    def __init__(self, matrix: Tensor, blocks: Tensor, out: Tensor, scratch: Scratch) -> None:
+        count = len(blocks)
+        self._matrices, self._blocks = matrix.expand(count, *matrix.shape), blocks
+        self._products = scratch.second((count, len(matrix), blocks.shape[2]))
+        products = self._products.view(count, len(matrix), -1, out.shape[2])
+        self._products_in_order = products.transpose(0, 1)
+        self._out = out.unflatten(1, (count, -1))
+
+    def __call__(self) -> None:
+        torch.bmm(self._matrices, self._blocks, out=self._products)
+        self._out.copy_(self._products_in_order)
 
 
 def _rows_together(rows: int, columns: int) -> int:
@@ -283,9 +308,9 @@ def _rows_together(rows: int, columns: int) -> int:
     )
 
 
-def add_bias(sums: Tensor, bias: Tensor) -> None:
-    """Adds to sums of products [products, tiles, O] what adds a bias [O] to their results."""
-    sums[_ALL_ONES] += bias
+def biases(sums: Tensor) -> Tensor:
+    """Where in sums of products [products, tiles, O] to add what adds a bias to their results."""
+    return sums[_ALL_ONES]
 
 
 def convolve(
@@ -313,7 +338,7 @@ def convolve(
         for part, kernel in zip(parts[1:], kernels[1:], strict=True):
             own = sums[: len(part)]
             torch.baddbmm(own, part[:, some], kernel.mT, out=own)
-        add_bias(sums, bias)
+        biases(sums).add_(bias)
         corners = results(sums).view(-1, columns, 4, 4, outputs)
         for one, part in zip(result, corners.chunk(chunks, -1), strict=True):
             one[top : top + band] = part.permute(0, 2, 1, 3, 4)
