@@ -107,9 +107,10 @@ class Region:
         images, rows = self.images, self.rows
         return (images.stop - images.start) * (rows.stop - rows.start) * self.columns
 
-    def windows(self, padded: Tensor) -> Tensor:
-        """All that its tiles see of a map that has their border."""
-        return padded[self.images, 4 * self.rows.start : 4 * self.rows.stop + 2]
+    def windows(self, padded: Tensor, repeats: int = 1) -> Tensor:
+        """All that its tiles see of a map with their border, whose pixels stand so often."""
+        stride = 4 // repeats
+        return padded[self.images, stride * self.rows.start : stride * self.rows.stop + 2]
 
     def pixels(self, padded: Tensor) -> Tensor:
         """Its tiles' own pixels in such a map, [images, rows, columns, 4, 4, C]."""
@@ -129,27 +130,26 @@ def transform(pixels: Tensor, repeats: int = 1) -> Tensor:
         pixels: [B, H / repeats, W / repeats, C].
         repeats: how often each stands in both directions: 1, 2 or 4.
     """
-    batch, height, width, _ = pixels.shape
+    batch, height, width, channels = pixels.shape
     grid, stride = Grid(batch, height * repeats, width * repeats), 4 // repeats
     bottom = grid.rows * stride + 1 - height
     right = grid.columns * stride + 1 - width
-    return transform_padded(F.pad(pixels, (0, 0, 1, right, 1, bottom)), repeats)
-
-
-def transform_padded(padded: Tensor, repeats: int = 1) -> Tensor:
-    """:func:`transform` of a map that has the border which its tiles need."""
-    batch, height, width, channels = padded.shape
-    stride = 4 // repeats
-    tiles = batch * ((height - 2) // stride) * ((width - 2) // stride)
-    out = padded.new_empty(products(repeats), tiles, channels)
-    TransformPadded(padded, out, Scratch(padded, out.numel()), repeats)()
+    padded = F.pad(pixels, (0, 0, 1, right, 1, bottom))
+    out = pixels.new_empty(products(repeats), grid.tiles, channels)
+    regions, start = grid.regions(), 0
+    scratch = Scratch(pixels, len(out) * max(region.tiles for region in regions) * channels)
+    for region in regions:
+        some = out[:, start : start + region.tiles]
+        TransformPadded(region.windows(padded, repeats), some, scratch, repeats)()
+        start += region.tiles
     return out
 
 
 class TransformPadded:
-    """:func:`transform_padded` of the same memory to the same place, whenever it is called.
+    """:func:`transform` of the same memory to the same place, whenever it is called.
 
     Args:
+        padded: a map with the border that its tiles need.
         out: [products, tiles, C].
     """
 
