@@ -74,10 +74,15 @@ def test_a_resumed_run_keeps_what_it_measured(batches: UnpairedBatches, tmp_path
         trainer(batches, tmp_path / "stopped", measuring(dequantize_as_noise=2.0))
 
 
-def test_the_cast_is_taken_off_the_average_alone(batches: UnpairedBatches, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("correction", "corrects"), [("remove_cast", ".mean"), ("fit_in_flat_areas", ".factor")]
+)
+def test_shifts_are_corrected_in_the_average_alone(
+    correction: str, corrects: str, batches: UnpairedBatches, tmp_path: Path
+) -> None:
     runs = [
-        trainer(batches, tmp_path / str(remove), measuring(remove_cast=remove))
-        for remove in (False, True)
+        trainer(batches, tmp_path / str(on), measuring(**{"remove_cast": False, correction: on}))
+        for on in (False, True)
     ]
     for run in runs:
         assert run.run(ignore)
@@ -89,28 +94,7 @@ def test_the_cast_is_taken_off_the_average_alone(batches: UnpairedBatches, tmp_p
         for name, tensor in kept.average.state_dict().items()
         if not torch.equal(tensor, corrected.average.state_dict()[name])
     ]
-    assert moved == [name for name in kept.average.state_dict() if name.endswith(".mean")]
-
-
-def test_m_is_fitted_in_flat_areas_in_the_average_alone(
-    batches: UnpairedBatches, tmp_path: Path
-) -> None:
-    asked = {"remove_cast": False}
-    runs = [
-        trainer(batches, tmp_path / str(fit), measuring(fit_in_flat_areas=fit, **asked))
-        for fit in (False, True)
-    ]
-    for run in runs:
-        assert run.run(ignore)
-    kept, fitted = runs
-    for name, tensor in kept.model.state_dict().items():
-        assert torch.equal(tensor, fitted.model.state_dict()[name]), name
-    moved = [
-        name
-        for name, tensor in kept.average.state_dict().items()
-        if not torch.equal(tensor, fitted.average.state_dict()[name])
-    ]
-    assert moved == [name for name in kept.average.state_dict() if name.endswith(".factor")]
+    assert moved == [name for name in kept.average.state_dict() if name.endswith(corrects)]
 
 
 def test_without_flat_areas_m_stays(tmp_path: Path) -> None:
