@@ -113,10 +113,8 @@ class _Backward:
 
     def __init__(self, pixels: Tensor, blocks: Sequence[Sequence[Tensor]]) -> None:
         growth = len(blocks[0][0])
-        each = max(1, winograd.BAND // Grid(1, *pixels.shape[1:3]).tiles)
-        firsts = range(0, len(pixels), each)
         # Images after images, so that what is transformed stays small.
-        self._images = [slice(first, min(first + each, len(pixels))) for first in firsts]
+        self._images = Grid(*pixels.shape[:3]).images_together()
         # Of every block; only the last images may be fewer.
         self._maps = [
             [DenseMaps(pixels[some], growth, whole=True) for _ in blocks]

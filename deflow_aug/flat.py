@@ -111,17 +111,7 @@ def flat_windows(degraded: Iterable[Image8], seed: int) -> list[FlatWindows]:
     found = []
     for number, photograph in enumerate(degraded):
         _check(photograph, number)
-        found.append(_flat_windows_of(photograph, seed, number))
-    return usual_ones(found)
-
-
-def usual_ones(found: Sequence[FlatWindows]) -> list[FlatWindows]:
-    """Those of the photographs that have flat windows, and not far noisier ones than the others.
-
-    Raises:
-        ValueError: if there are no photographs.
-        NoFlatAreasError: if none has any.
-    """
+        found.append(_flat(_some_windows(photograph, seed, number))[0])
     if not found:
         raise ValueError(NONE_GIVEN)
     some = [one for one in found if len(one.mean)]
@@ -136,12 +126,6 @@ def usual_ones(found: Sequence[FlatWindows]) -> list[FlatWindows]:
     return [one for one, v in zip(some, levels, strict=True) if v <= _TEXTURE * usual]
 
 
-def _flat_windows_of(photograph: Image8, seed: int, number: int) -> FlatWindows:
-    found, usable = measured(_some_windows(photograph, seed, number))
-    flat = _flat(found, usable)
-    return FlatWindows(found.mean[flat], found.variance[flat])
-
-
 def flat_areas(photograph: Image8) -> tuple[FlatWindows, NDArray[np.bool_]]:
     """The flat windows of a degraded photograph, and which of its windows they are.
 
@@ -151,10 +135,8 @@ def flat_areas(photograph: Image8) -> tuple[FlatWindows, NDArray[np.bool_]]:
     Returns:
         The windows, and a mask [H // SIDE, W // SIDE].
     """
-    found, usable = measured(windows(photograph, SIDE))
-    flat = _flat(found, usable)
-    sides = photograph.shape[0] // SIDE, photograph.shape[1] // SIDE
-    return FlatWindows(found.mean[flat], found.variance[flat]), flat.reshape(sides)
+    found, flat = _flat(windows(photograph, SIDE))
+    return found, flat.reshape(photograph.shape[0] // SIDE, photograph.shape[1] // SIDE)
 
 
 def measured(cut: NDArray[np.uint8]) -> tuple[FlatWindows, NDArray[np.bool_]]:
@@ -168,7 +150,9 @@ def measured(cut: NDArray[np.uint8]) -> tuple[FlatWindows, NDArray[np.bool_]]:
     return FlatWindows(mean, variance), (clipped < _CLIPPED) & (variance > 0).all(axis=1)
 
 
-def _flat(found: FlatWindows, usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _flat(cut: NDArray[np.uint8]) -> tuple[FlatWindows, NDArray[np.bool_]]:
+    """The flat ones of a photograph's windows [N, SIDE, SIDE, 3], and which they are, [N]."""
+    found, usable = measured(cut)
     numbers = np.flatnonzero(usable)
     mean, total = found.mean[usable], found.variance[usable].mean(axis=1)
     level = np.full(len(mean), np.nan)
@@ -179,7 +163,7 @@ def _flat(found: FlatWindows, usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if known.any():
         usual = np.median(level[known])
         flat[numbers] = known & (total <= SPREAD * level) & (level <= _TEXTURE * usual)
-    return flat
+    return FlatWindows(found.mean[flat], found.variance[flat]), flat
 
 
 def grey_levels(photographs: Sequence[Image8], seed: int) -> Array:

@@ -12,6 +12,9 @@ from deflow_aug.dequantization import bin_widths
 from deflow_aug.latent import psd_root
 from deflow_aug.model import DeFlow
 
+POSITIONS_PER_CHANNEL = 10
+"""Fewer positions than this many times the channels make a poor estimate of a covariance."""
+
 
 @dataclass(frozen=True)
 class Moments:

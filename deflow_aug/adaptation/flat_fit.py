@@ -12,7 +12,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deflow_aug.adaptation.closed_form import Moments, closed_form, latents_as_in_training
+from deflow_aug.adaptation.closed_form import (
+    POSITIONS_PER_CHANNEL,
+    Moments,
+    closed_form,
+    latents_as_in_training,
+)
 from deflow_aug.adaptation.photographs import tiles_of
 from deflow_aug.adaptation.probing import Encoded, encoded
 from deflow_aug.config import CLEAN
@@ -29,9 +34,6 @@ from deflow_aug.latent import ShiftHealth
 from deflow_aug.model import DeFlow
 from deflow_aug.noise_curve import noise_curve, variance_at
 from deflow_aug.randomness import Stream
-
-POSITIONS_PER_CHANNEL = 10
-"""Fewer flat positions than this many times the channels make a poor estimate of a covariance."""
 
 Mask = NDArray[np.bool_]
 

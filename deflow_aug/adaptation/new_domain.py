@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deflow_aug import hub
 from deflow_aug.adaptation.cast import remove_cast
-from deflow_aug.adaptation.closed_form import ascend, closed_form
+from deflow_aug.adaptation.closed_form import POSITIONS_PER_CHANNEL, ascend, closed_form
 from deflow_aug.adaptation.photographs import (
     PHOTOGRAPHS,
     AdaptationError,
@@ -32,9 +32,6 @@ LIMIT = 2.0
 
 FAINT = 0.25
 """Added variance below which it matters that clean latents are N(0, I) only nearly."""
-
-POSITIONS_PER_CHANNEL = 10
-"""Fewer positions than this many times the channels make a poor estimate of a covariance."""
 
 
 def adapt(

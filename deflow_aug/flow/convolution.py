@@ -166,51 +166,32 @@ def _gradients(
         grads: of the results of each group.
         of_weights: of each group [O, C, 3, 3], or None.
     """
+    batch, _, height, width = x.shape
     results = []
     # Images after images, so that what is transformed stays small.
-    for some in _bands(x, repeats):
-        own = [[grad[some] for grad in group] for group in grads]
-        grid, total = _gradient_of_tiles(
-            x[some], repeats, channels, groups, own, of_weights, of_map
-        )
+    for some in Grid(batch, height * repeats, width * repeats).images_together():
+        grid, part = _transformed(x[some], repeats)
+        total: Tensor | None = None
+        for kernels, group, weight in zip(groups, grads, of_weights, strict=True):
+            own = torch.cat([grad[some] for grad in group], 1).movedim(1, -1)
+            sums = winograd.results_transposed(own, grid, len(part))
+            del own
+            if weight is not None:
+                products = torch.bmm(sums.mT, part)
+                weight += winograd.transform_kernel_transposed(products)
+                del products  # before there is as large a kernel
+            if of_map:
+                kernel = winograd.transform_kernel(kernels.folded()[0][:, channels], repeats)
+                if total is None:
+                    total = torch.bmm(sums, kernel)
+                else:
+                    torch.baddbmm(total, sums, kernel, out=total)
+                del kernel
+            del sums
+        del part
         if total is not None:
             results.append(winograd.transform_transposed(total, grid, repeats).movedim(-1, 1))
     return torch.cat(results) if results else None
-
-
-def _gradient_of_tiles(
-    x: Tensor,
-    repeats: int,
-    channels: slice,
-    groups: Sequence[Kernels],
-    grads: Sequence[Sequence[Tensor]],
-    of_weights: Sequence[Tensor | None],
-    of_map: bool,
-) -> tuple[Grid, Tensor | None]:
-    """:func:`_gradients` of the transformed map, [products, tiles, C]."""
-    grid, part = _transformed(x, repeats)
-    total: Tensor | None = None
-    for kernels, own, weight in zip(groups, grads, of_weights, strict=True):
-        sums = winograd.results_transposed(torch.cat(list(own), 1).movedim(1, -1), grid, len(part))
-        if weight is not None:
-            products = torch.bmm(sums.mT, part)
-            weight += winograd.transform_kernel_transposed(products)
-            del products  # before there is as large a kernel
-        if of_map:
-            kernel = winograd.transform_kernel(kernels.folded()[0][:, channels], repeats)
-            if total is None:
-                total = torch.bmm(sums, kernel)
-            else:
-                torch.baddbmm(total, sums, kernel, out=total)
-            del kernel
-        del sums
-    return grid, total
-
-
-def _bands(x: Tensor, repeats: int) -> list[slice]:
-    """Images together whose tiles are about as many as are best computed at once."""
-    each = max(1, winograd.BAND // Grid(1, x.shape[2] * repeats, x.shape[3] * repeats).tiles)
-    return [slice(start, start + each) for start in range(0, len(x), each)]
 
 
 def _grouped(

@@ -79,17 +79,18 @@ class Grid:
         """Zeros for maps with the border that tiles need, [B, 4 rows + 2, 4 columns + 2, C]."""
         return like.new_zeros(self.batch, 4 * self.rows + 2, 4 * self.columns + 2, channels)
 
+    def images_together(self) -> list[slice]:
+        """Images after images that have about BAND tiles, or one at a time."""
+        each = max(1, BAND // (self.rows * self.columns))
+        return [slice(i, min(i + each, self.batch)) for i in range(0, self.batch, each)]
+
     def regions(self) -> list[Region]:
         """Parts of about BAND tiles, from top to bottom, one image after the other."""
-        images = max(1, BAND // (self.rows * self.columns))
-        rows = self.rows if images > 1 else min(self.rows, max(1, BAND // self.columns))
+        several = self.rows * self.columns <= BAND // 2
+        rows = self.rows if several else min(self.rows, max(1, BAND // self.columns))
         return [
-            Region(
-                slice(first, min(first + images, self.batch)),
-                slice(top, min(top + rows, self.rows)),
-                self.columns,
-            )
-            for first in range(0, self.batch, images)
+            Region(images, slice(top, min(top + rows, self.rows)), self.columns)
+            for images in self.images_together()
             for top in range(0, self.rows, rows)
         ]
 
