@@ -46,7 +46,7 @@ _ALL_ONES = _ORDER.index(7)
 BAND = 512
 """Tiles whose products are computed at once: what fits into a core's cache."""
 
-COLUMNS = 1600
+COLUMNS = 640
 """Of a block that a transform's matrix is multiplied with, at most, for the same reason."""
 
 
@@ -206,7 +206,10 @@ def transform_taps(taps: Tensor, repeats: int = 1, out: Tensor | None = None) ->
     matrix = _matrix("kernel", taps.dtype, repeats)
     if out is None:
         out = taps.new_empty(len(matrix), *taps.shape[1:])
-    torch.mm(matrix, taps.flatten(1), out=out.flatten(1))
+    flat, terms = taps.flatten(1), _TERMS[repeats]
+    # A product for each row of products, which are then computed at the same time.
+    matrices = matrix.view(terms, terms, 9)
+    torch.bmm(matrices, flat.expand(terms, *flat.shape), out=out.view(terms, terms, -1))
     return out
 
 

@@ -245,11 +245,9 @@ def unpack_optimizer(
         for key in ("step", "exp_avg", "exp_avg_sq"):
             saved = tensors.get(f"optimizer.{key}.{name}")
             if saved is not None:
-                # Adam keeps its step count on the CPU, and writes to all of these in place.
-                device = "cpu" if key == "step" else parameter.device
-                state[key] = torch.empty_like(
-                    saved if key == "step" else parameter, device=device
-                ).copy_(saved)
+                # Of memory of its own: Adam writes to all of these in place.
+                like = saved if key == "step" else parameter
+                state[key] = torch.empty_like(like, device=parameter.device).copy_(saved)
         if state:
             optimizer.state[parameter] = state
 

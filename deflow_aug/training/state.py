@@ -53,7 +53,7 @@ class State:
         self.model, self.recipe, self.data, self.encoder = model, recipe, data, encoder
         self.history: History = [(0, facts)]
         self.average = copy.deepcopy(model).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
         self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         self.step = 0
         self.safety, self.smoothed = Safety(recipe.outlier_factor), Smoothed()
