@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -13,8 +16,25 @@ from torch.utils.checkpoint import checkpoint
 T = TypeVar("T")
 
 LEAST_SAVED = 64 * 2**20
-"""Bytes below which :func:`recomputed_whole` keeps activations: small models would lose a fifth of
-their time for memory that nobody misses."""
+"""Bytes below which activations are kept anyway: small models would lose a fifth of their time for
+memory that nobody misses."""
+
+_KEPT = ContextVar("activations are kept", default=False)
+
+
+@contextmanager
+def keeping_activations() -> Iterator[None]:
+    """Within it nothing is computed so that it will be computed again: less time, more memory."""
+    token = _KEPT.set(True)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
+def worthwhile(saves: float) -> bool:
+    """Whether to compute again what takes so many bytes."""
+    return not _KEPT.get() and saves >= LEAST_SAVED
 
 
 def recomputed(function: Callable[..., T], *args: Any) -> T:
@@ -23,7 +43,7 @@ def recomputed(function: Callable[..., T], *args: Any) -> T:
     The gradients are those of the plain call, at the cost of a second forward pass. Nothing in
     this library draws random numbers in a forward pass, so none are restored.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or not worthwhile(math.inf):
         return function(*args)
     result: T = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
     return result
@@ -45,7 +65,7 @@ def recomputed_whole(
         parameters: all else that may need a gradient.
         saves: bytes, or so, that the backward pass would keep of this and all such calls.
     """
-    if not torch.is_grad_enabled() or saves < LEAST_SAVED:
+    if not torch.is_grad_enabled() or not worthwhile(saves):
         return function(*tensors)
     result: tuple[Tensor, ...] = _Recomputed.apply(  # type: ignore[no-untyped-call]
         function, len(tensors), *tensors, *parameters

@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deflow_aug import recompute
 from deflow_aug.dense import NEGATIVE_SLOPE, RESIDUAL_SCALE, DenseKernels, DenseMaps
 from deflow_aug.dense_gradients import Workspace, rrdb_with_gradients
 from deflow_aug.flow.convolution import convolve, in_tiles
 from deflow_aug.flow.folding import Folding
 from deflow_aug.flow.winograd import Grid
-from deflow_aug.recompute import recomputed, recomputed_whole
+from deflow_aug.recompute import recomputed, recomputed_whole, worthwhile
 
 DENSE_BLOCKS = 3
 
@@ -112,7 +111,7 @@ def through(
     elif torch.is_grad_enabled():
         # Of each dense block input and maps.
         channels = DENSE_BLOCKS * (x.shape[1] + 4 * blocks[0].growth)
-        keep = len(blocks) * channels * (x.nbytes // x.shape[1]) < recompute.LEAST_SAVED
+        keep = not worthwhile(len(blocks) * channels * (x.nbytes // x.shape[1]))
         workspace = Workspace()
         for number, block in enumerate(blocks):
             parameters = [tensor for own in block.weights_and_biases() for tensor in own]

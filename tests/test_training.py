@@ -13,7 +13,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_convert import esrgan, export_encoder
 from tiny_run import MODEL, assert_same_weights, ignore, paired, recipe, trainer, unpaired
+from torch.testing import assert_close
 
+from deflow_aug import recompute
 from deflow_aug.conditioning import ConditioningNetwork
 from deflow_aug.config import ChannelStatistics, ConfigError
 from deflow_aug.convert import ConversionError
@@ -97,6 +99,25 @@ def test_the_loss_of_pairs_is_eq_5(tmp_path: Path) -> None:
         noise=(two.degraded.noise, two.clean.noise),
     )
     assert torch.equal(Objective(run.model, "float32")(None, two), expected)
+
+
+def test_activations_are_kept_where_that_is_asked_for(
+    tmp_path: Path, batches: UnpairedBatches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them, and what is learned is the same."""
+    monkeypatch.setattr(recompute, "LEAST_SAVED", 0)
+    kept, weights = {}, {}
+    for keep in (False, True):
+        run = trainer(batches, tmp_path / str(keep), recipe(steps=2, keep_activations=keep))
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t
+        ):
+            run.run(ignore)
+        kept[keep], weights[keep] = sum(sizes), run.model.state_dict()
+    assert kept[True] > kept[False]
+    for name, value in weights[True].items():
+        assert_close(value, weights[False][name], rtol=1e-4, atol=1e-5)
 
 
 def test_the_noise_of_an_item_is_its_own(tmp_path: Path, batches: UnpairedBatches) -> None:

@@ -122,7 +122,8 @@ class Trainer:
         self.updating = False
         self.objective: nn.Module
         self.objective, self.optimizer = self.accelerator.prepare(
-            Objective(model, recipe.precision), self.state.optimizer
+            Objective(model, recipe.precision, recipe.keep_activations),
+            self.state.optimizer,
         )
 
     @property

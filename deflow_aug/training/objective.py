@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from deflow_aug import randomness
 from deflow_aug.data.batches import Batch
 from deflow_aug.model import DeFlow
 from deflow_aug.randomness import Stream
+from deflow_aug.recompute import keeping_activations
 
 UNPAIRED, DEGRADED, CLEAN_PARTNER = 0, 1, 2
 """Last number of a noise key: of what kind of image in the batch the noise is."""
@@ -53,17 +55,19 @@ class Objective(nn.Module):
 
     Args:
         precision: "bf16" runs the conditioning network, and nothing else, in bfloat16.
+        keep_activations: rather than computing them again in the backward pass.
     """
 
-    def __init__(self, model: DeFlow, precision: str) -> None:
+    def __init__(self, model: DeFlow, precision: str, keep_activations: bool = False) -> None:
         super().__init__()
-        self.model, self.precision = model, precision
+        self.model, self.precision, self.keep_activations = model, precision, keep_activations
 
     def forward(self, unpaired: Inputs | None, paired: Pairs | None) -> Tensor:
         """Of the unpaired images, then of the pairs, float32 [B]."""
         bits = []
         device = next(self.model.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+        keeping = keeping_activations() if self.keep_activations else nullcontext()
+        with keeping, torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
             if unpaired is not None:
                 images, domains, dequantization, noise = unpaired
                 bits.append(

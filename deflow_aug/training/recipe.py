@@ -51,6 +51,8 @@ class Recipe:
             each channel; the statistics are stored with the model, whose results get them back.
         paired_share: share of a batch that is pairs, where there are paired and unpaired data.
         precision: "float32", or "bf16" for the conditioning network alone.
+        keep_activations: keep them for the backward pass, which else computes most of them again:
+            less time for more memory (benchmarks/training.py measures both); the same results.
         workers: processes that decode images; results do not depend on it. 0: the training's own.
         cache_megabytes: memory for decoded images of each folder, of all workers together.
         checkpoint_every: steps between checkpoints.
@@ -91,6 +93,7 @@ class Recipe:
     match_statistics: bool = False
     paired_share: float = 0.5
     precision: str = "float32"
+    keep_activations: bool = False
     workers: int = 0
     cache_megabytes: int = 2048
     checkpoint_every: int = 200

@@ -18,7 +18,7 @@ from deflow_aug.training.state import State
 
 MAY_CHANGE = {
     *("steps", "checkpoint_every", "keep_checkpoints", "sample_every"),
-    *("workers", "cache_megabytes"),
+    *("workers", "cache_megabytes", "keep_activations"),
 }
 """Settings that a resumed run may have other values of."""
 
