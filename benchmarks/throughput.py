@@ -3,6 +3,7 @@
     python benchmarks/throughput.py                                   # two threads, 1 minute or so
     python benchmarks/throughput.py --max-pixels 67108864 --plot docs/throughput.png
     python benchmarks/throughput.py --threads 1 --cpu-time            # on a machine that is busy
+    python benchmarks/throughput.py --weights camera-noise my-weights # their cost, nothing else
 
 The plain computation (``tests/plain.py``) runs every layer on its own and convolves the features
 anew in every step, when encoding and when decoding, as the released code does. All times are the
@@ -58,11 +59,15 @@ def main() -> None:
     parser.add_argument(
         "--cpu-time", action="store_true", help="of all threads together, not of the clock"
     )
+    parser.add_argument("--weights", nargs="+", metavar="W", help="what to compare; see above")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = resolve(arguments.device)
     clock = Clock(device, arguments.repeat, arguments.cpu_time)
     print(f"{name_of(device)}, {clock.what}, the least of {arguments.repeat}\n")
+    if arguments.weights:
+        beside_each_other(arguments.weights, device, clock)
+        return
     beside_plain(device, clock, arguments.side)
     if device.type == "cuda":
         batches(device, clock)
@@ -233,6 +238,27 @@ def batches(device: torch.device, clock: Clock) -> None:
             f"{done / seconds['bfloat16'] / flops * seconds['half']:.0%} |"
         )
     print()
+
+
+def beside_each_other(weights: list[str], device: torch.device, clock: Clock) -> None:
+    """Seconds of weights, and how many times as long as the first ones they take."""
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    degraders = [DeFlowDegrader.from_pretrained(name, device=device) for name in weights]
+    seconds = clock(
+        **{
+            f"{number} {samples}": partial(degrader.degrade, image, n_samples=samples, seed=0)
+            for number, degrader in enumerate(degraders)
+            for samples in (1, 8)
+        }
+    )
+    print("An image of 256 x 256: seconds (times the first)\n")
+    print("| weights | parameters | one sample | eight samples |")
+    print("|---|---:|---:|---:|")
+    for number, (name, degrader) in enumerate(zip(weights, degraders, strict=True)):
+        times = [(seconds[f"{number} {n}"], seconds[f"0 {n}"]) for n in (1, 8)]
+        cells = " | ".join(f"{own:.3f} ({own / first:.2f})" for own, first in times)
+        count = sum(parameter.numel() for parameter in degrader.model.parameters())
+        print(f"| {name} | {count / 1e6:.2f} million | {cells} |")
 
 
 def sizes(

@@ -160,12 +160,12 @@ def bytes_per_pixel(config: ModelConfig, samples: int) -> int:
     32 MB and more; memory for smaller ones is not always given back at once. The sum is what the
     flow's steps have prepared from the features: the hidden channels of couplings, shift and scale
     of injectors. The rest is what there is of features, transformed too, when the most has been
-    prepared. With many samples their conversion takes more, when nothing else is left.
+    prepared. With many samples what is left of them, decoded and converted, takes more.
     """
-    floats = 40 + config.encoder.feature_channels / 4 + 6 * samples
+    floats = 40 + 0.44 * config.encoder.feature_channels + 6 * samples
     for level, channels in enumerate(config.level_channels, start=1):
         floats += config.steps * (config.hidden + 2 * channels) / 4**level
-    return int(4 * max(floats, 9 * samples + 3))
+    return int(4 * max(floats, 16 * samples + 30))
 
 
 def most_pixels(config: ModelConfig, samples: int, device: torch.device, wanted: int) -> int:
