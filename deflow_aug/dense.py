@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deflow_aug.flow import winograd
-from deflow_aug.flow.winograd import Grid, Results, Scratch, TransformPadded
+from deflow_aug.flow.grid import Grid
+from deflow_aug.flow.winograd import Results, Scratch, TransformPadded
 
 NEGATIVE_SLOPE = 0.2
 RESIDUAL_SCALE = 0.2

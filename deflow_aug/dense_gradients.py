@@ -21,7 +21,7 @@ from deflow_aug.dense import (
     DenseMaps,
 )
 from deflow_aug.flow import winograd
-from deflow_aug.flow.winograd import Grid
+from deflow_aug.flow.grid import Grid
 
 
 class Workspace:

@@ -13,7 +13,7 @@ from deflow_aug.dense import NEGATIVE_SLOPE, RESIDUAL_SCALE, DenseKernels, Dense
 from deflow_aug.dense_gradients import Workspace, rrdb_with_gradients
 from deflow_aug.flow.convolution import convolve, in_tiles
 from deflow_aug.flow.folding import Folding
-from deflow_aug.flow.winograd import Grid
+from deflow_aug.flow.grid import Grid
 from deflow_aug.recompute import recomputed, recomputed_whole, worthwhile
 
 DENSE_BLOCKS = 3

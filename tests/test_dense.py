@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from deflow_aug import recompute
 from deflow_aug import rrdb as rrdb_module
-from deflow_aug.flow import winograd
+from deflow_aug.flow import grid
 from deflow_aug.rrdb import RRDB, RRDBTrunk, through
 
 
@@ -101,7 +101,7 @@ def test_images_after_images_or_together(monkeypatch: pytest.MonkeyPatch) -> Non
     expected = rrdb.directly(x)
     wanted = torch.autograd.grad(expected, leaves, draw)
     for band in (1, 13, 60, 100, 1000):
-        monkeypatch.setattr(winograd, "BAND", band)
+        monkeypatch.setattr(grid, "BAND", band)
         result = rrdb(x)
         assert_close(result, expected, rtol=1e-11, atol=1e-11)
         assert_close(torch.autograd.grad(result, leaves, draw), wanted, rtol=1e-9, atol=1e-9)

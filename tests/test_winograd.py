@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from deflow_aug.flow import winograd
+from deflow_aug.flow import toom_cook, winograd
 from deflow_aug.flow.convolution import Kernels, convolve, in_tiles
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
-from deflow_aug.flow.winograd import Grid
+from deflow_aug.flow.grid import Grid
 
 SIZES = [(1, 1), (2, 2), (3, 2), (5, 8), (12, 21), (50, 48), (4, 2400)]
 """Odd ones too, less than a tile, and more tiles than one band has."""
@@ -47,7 +47,7 @@ def test_transposes_are_those_of_the_transforms(height: int, width: int, repeats
     grid = Grid(2, height * repeats, width * repeats)
     x = torch.randn(2, height, width, 3).double()
     tiles = winograd.transform(x, repeats)
-    assert tiles.shape == (winograd.products(repeats), grid.tiles, 3)
+    assert tiles.shape == (toom_cook.products(repeats), grid.tiles, 3)
     grad = torch.randn_like(tiles)
     check(tiles, grad, x, winograd.transform_transposed(grad, grid, repeats))
     weight = torch.randn(4, 3, 3, 3).double()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deflow_aug.flow import winograd
-from deflow_aug.flow.winograd import Grid
+from deflow_aug.flow.grid import Grid
 
 
 def in_tiles(x: Tensor) -> bool:

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deflow_aug.flow import winograd
+from deflow_aug.flow import toom_cook, winograd
 from deflow_aug.flow.convolution import (
     Kernels,
     TransformedKernels,
     convolve_maps,
     in_tiles,
 )
-from deflow_aug.flow.winograd import Grid
+from deflow_aug.flow.grid import Grid
 
 
 class FeatureKernel:
@@ -102,8 +102,8 @@ class FeatureMap:
         if self.coarse is None:
             return [self.fine], (1,)
         coarse, repeats = self.coarse, self.repeats
-        if repeats > winograd.MOST_REPEATS:
-            factor, repeats = repeats / winograd.MOST_REPEATS, winograd.MOST_REPEATS
+        if repeats > toom_cook.MOST_REPEATS:
+            factor, repeats = repeats / toom_cook.MOST_REPEATS, toom_cook.MOST_REPEATS
             coarse = F.interpolate(coarse, scale_factor=factor, mode="nearest")
         return [self.fine, coarse], (1, repeats)
 

@@ -2,17 +2,7 @@
 
 A tile of 4 x 4 results needs 6 x 6 pixels d and a kernel g: it is A^T [(G g G^T) * (B^T d B)] A,
 36 products where the plain convolution takes 144. Summed over channels each of the 36 is a matrix
-product of its own. The three matrices are those of Toom and Cook: they evaluate polynomials at the
-points 0, 1, infinity, p, -p and -1, and interpolate them again.
-
-Where pixels are repeated (nearest-neighbour upsampling) a tile holds fewer: d = (a, b, b, c, c, d)
-in each direction if each stands twice, of whose transform the term of the point -1 is nothing for
-every p: 25 products are left of the 36. If each stands four times, d = (a, b, b, b, b, c), the
-terms of p and -p are nothing either: 9 are left.
-
-In float32 the results differ from exact ones by 2e-6 of their standard deviation (root mean
-square, 320 channels), those of a direct convolution by 2e-7. Of the values of p tried 5/8 rounds
-least; 1/2 and 2 lose twice as much at worst.
+product of its own. The three matrices, and how much they round: :mod:`deflow_aug.flow.toom_cook`.
 
 All here is without gradients, on pixels in the order [B, H, W, C]; for each transform there is its
 transpose, which gradients take (:mod:`deflow_aug.flow.convolution`).
@@ -22,106 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_P = 5 / 8
-_POINTS = (0.0, 1.0, math.inf, _P, -_P, -1.0)
-_TERMS = {1: 6, 2: 5, 4: 3}
-"""How many of them, the first ones, tiles need whose pixels stand once, twice, four times."""
-
-MOST_REPEATS = max(_TERMS)
-
-# Products of two terms, such that those come first that repeated pixels take part in.
-_ORDER = sorted(
-    range(36), key=lambda ij: min(n for n in _TERMS.values() if ij // 6 < n and ij % 6 < n)
-)
-_ALL_ONES = _ORDER.index(7)
-"""A^T of this one is 1 everywhere in the tile: what is added to it is a bias."""
-
-BAND = 512
-"""Tiles whose products are computed at once: what fits into a core's cache."""
+from deflow_aug.flow import toom_cook
+from deflow_aug.flow.grid import Grid
+from deflow_aug.flow.toom_cook import products
 
 COLUMNS = 640
-"""Of a block that a transform's matrix is multiplied with, at most, for the same reason."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The tiles of maps [batch, height, width], all of them in the order of memory."""
-
-    batch: int
-    height: int
-    width: int
-
-    @property
-    def rows(self) -> int:
-        return -(-self.height // 4)
-
-    @property
-    def columns(self) -> int:
-        return -(-self.width // 4)
-
-    @property
-    def tiles(self) -> int:
-        return self.batch * self.rows * self.columns
-
-    @property
-    def whole(self) -> Region:
-        """All of them."""
-        return Region(slice(0, self.batch), slice(0, self.rows), self.columns)
-
-    def padded(self, like: Tensor, channels: int) -> Tensor:
-        """Zeros for maps with the border that tiles need, [B, 4 rows + 2, 4 columns + 2, C]."""
-        return like.new_zeros(self.batch, 4 * self.rows + 2, 4 * self.columns + 2, channels)
-
-    def images_together(self) -> list[slice]:
-        """Images after images that have about BAND tiles, or one at a time."""
-        each = max(1, BAND // (self.rows * self.columns))
-        return [slice(i, min(i + each, self.batch)) for i in range(0, self.batch, each)]
-
-    def regions(self) -> list[Region]:
-        """Parts of about BAND tiles, from top to bottom, one image after the other."""
-        several = self.rows * self.columns <= BAND // 2
-        rows = self.rows if several else min(self.rows, max(1, BAND // self.columns))
-        return [
-            Region(images, slice(top, min(top + rows, self.rows)), self.columns)
-            for images in self.images_together()
-            for top in range(0, self.rows, rows)
-        ]
-
-
-@dataclass(frozen=True)
-class Region:
-    """Some rows of tiles of some images."""
-
-    images: slice
-    rows: slice
-    columns: int
-
-    @property
-    def tiles(self) -> int:
-        images, rows = self.images, self.rows
-        return (images.stop - images.start) * (rows.stop - rows.start) * self.columns
-
-    def windows(self, padded: Tensor, repeats: int = 1) -> Tensor:
-        """All that its tiles see of a map with their border, whose pixels stand so often."""
-        stride = 4 // repeats
-        return padded[self.images, stride * self.rows.start : stride * self.rows.stop + 2]
-
-    def pixels(self, padded: Tensor) -> Tensor:
-        """Its tiles' own pixels in such a map, [images, rows, columns, 4, 4, C]."""
-        own = padded[self.images, 1 + 4 * self.rows.start : 1 + 4 * self.rows.stop, 1:-1]
-        return own.unflatten(2, (-1, 4)).unflatten(1, (-1, 4)).transpose(2, 3)
-
-
-def products(repeats: int) -> int:
-    """How many products a tile takes whose pixels stand ``repeats`` times."""
-    return _TERMS[repeats] ** 2
+"""Of a block that a transform's matrix is multiplied with, at most: what fits into a core's
+cache, and on small maps makes enough blocks for several cores to share evenly."""
 
 
 def transform(pixels: Tensor, repeats: int = 1) -> Tensor:
@@ -163,7 +65,9 @@ class TransformPadded:
         self._windows = windows.unflatten(1, (-1, each)).permute(0, 1, 5, 6, 2, 3, 4)
         self._copies = scratch.first(self._windows.shape)
         blocks = self._copies.view(batch * rows // each, side * side, -1)
-        self._multiply = _Multiply(_matrix("data", padded.dtype, repeats), blocks, out, scratch)
+        self._multiply = _Multiply(
+            toom_cook.matrix("data", padded.dtype, repeats), blocks, out, scratch
+        )
 
     def __call__(self) -> None:
         self._copies.copy_(self._windows)
@@ -179,7 +83,7 @@ def transform_transposed(
     batch, rows, columns = grid.batch, grid.rows, grid.columns
     each = _rows_together(rows, columns * channels)
     blocks = grad.reshape(len(grad), batch * rows // each, -1).transpose(0, 1)
-    matrix = _matrix("data", grad.dtype, repeats).mT
+    matrix = toom_cook.matrix("data", grad.dtype, repeats).mT
     shape = len(blocks), len(matrix), blocks.shape[2]
     flat = grad.new_empty(shape) if scratch is None else scratch.first(shape)
     torch.bmm(matrix.expand(len(blocks), *matrix.shape), blocks, out=flat)
@@ -203,10 +107,10 @@ def transform_kernel(weight: Tensor, repeats: int = 1) -> Tensor:
 
 def transform_taps(taps: Tensor, repeats: int = 1, out: Tensor | None = None) -> Tensor:
     """:func:`transform_kernel` of its nine taps, [9, O, C]; written to ``out`` if given."""
-    matrix = _matrix("kernel", taps.dtype, repeats)
+    matrix = toom_cook.matrix("kernel", taps.dtype, repeats)
     if out is None:
         out = taps.new_empty(len(matrix), *taps.shape[1:])
-    flat, terms = taps.flatten(1), _TERMS[repeats]
+    flat, terms = taps.flatten(1), toom_cook.TERMS[repeats]
     # A product for each row of products, which are then computed at the same time.
     matrices = matrix.view(terms, terms, 9)
     torch.bmm(matrices, flat.expand(terms, *flat.shape), out=out.view(terms, terms, -1))
@@ -215,8 +119,8 @@ def transform_taps(taps: Tensor, repeats: int = 1, out: Tensor | None = None) ->
 
 def transform_kernel_transposed(grad: Tensor) -> Tensor:
     """The transpose of :func:`transform_kernel`: [products, O, C] -> [O, C, 3, 3]."""
-    repeats = next(r for r, terms in _TERMS.items() if terms**2 == len(grad))
-    flat = _matrix("kernel", grad.dtype, repeats).mT @ grad.flatten(1)
+    repeats = next(r for r, terms in toom_cook.TERMS.items() if terms**2 == len(grad))
+    flat = toom_cook.matrix("kernel", grad.dtype, repeats).mT @ grad.flatten(1)
     return flat.view(3, 3, *grad.shape[1:]).permute(2, 3, 0, 1)
 
 
@@ -234,7 +138,7 @@ class Results:
     """:func:`results` of the same memory to the same place, whenever it is called."""
 
     def __init__(self, sums: Tensor, out: Tensor) -> None:
-        matrix = _matrix("result", sums.dtype)[:, : len(sums)]
+        matrix = toom_cook.matrix("result", sums.dtype)[:, : len(sums)]
         self._matrices = matrix.expand(len(out), *matrix.shape)
         self._sums, self._out = sums.transpose(0, 1), out
 
@@ -266,7 +170,7 @@ def results_transposed(
         scratch = Scratch(grad, max(count, 16) * grid.tiles * outputs)
     copies = scratch.first(tiles.shape).copy_(tiles)
     blocks = copies.view(grid.batch * grid.rows // each, 16, -1)
-    _Multiply(_matrix("result", grad.dtype)[:, :count].mT, blocks, out, scratch)()
+    _Multiply(toom_cook.matrix("result", grad.dtype)[:, :count].mT, blocks, out, scratch)()
     return out
 
 
@@ -294,8 +198,8 @@ class _Multiply:
         count = len(blocks)
         self._matrices, self._blocks = matrix.expand(count, *matrix.shape), blocks
         self._products = scratch.second((count, len(matrix), blocks.shape[2]))
-        products = self._products.view(count, len(matrix), -1, out.shape[2])
-        self._products_in_order = products.transpose(0, 1)
+        in_order = self._products.view(count, len(matrix), -1, out.shape[2])
+        self._products_in_order = in_order.transpose(0, 1)
         self._out = out.unflatten(1, (count, -1))
 
     def __call__(self) -> None:
@@ -314,7 +218,7 @@ def _rows_together(rows: int, columns: int) -> int:
 
 def biases(sums: Tensor) -> Tensor:
     """Where in sums of products [products, tiles, O] to add what adds a bias to their results."""
-    return sums[_ALL_ONES]
+    return sums[toom_cook.ALL_ONES]
 
 
 def convolve(
@@ -332,7 +236,7 @@ def convolve(
     count, outputs = len(parts[0]), len(bias)
     shape = batch * rows, 4, columns, 4, outputs // chunks
     result = [bias.new_empty(shape) for _ in range(chunks)]
-    band = min(batch * rows, max(1, BAND // columns))
+    band = min(batch * rows, grid.rows_together)
     buffer = bias.new_empty(count * band * columns * outputs)
     for top in range(0, batch * rows, band):
         some = slice(top * columns, min(top + band, batch * rows) * columns)
@@ -348,57 +252,3 @@ def convolve(
             one[top : top + band] = part.permute(0, 2, 1, 3, 4)
     maps = [one.view(batch, 4 * rows, 4 * columns, -1) for one in result]
     return [one[:, : grid.height, : grid.width] for one in maps]
-
-
-@cache
-def _matrix(name: str, dtype: torch.dtype, repeats: int = 1) -> Tensor:
-    """Of a two-dimensional transform, with the products in their order."""
-    with torch.inference_mode(False):  # used later wherever
-        if name == "result":
-            one = _result()
-            square = torch.kron(one, one)[:, _ORDER]
-        else:
-            one = _data() @ _repeated(repeats) if name == "data" else _kernel()
-            square = torch.kron(one, one)[_ORDER[: products(repeats)]]
-        return square.to(dtype).contiguous()
-
-
-def _data() -> Tensor:
-    """B^T: row j has the coefficients of the product of x - k over all points k but its own."""
-    rows = []
-    for point in _POINTS:
-        row = _float64([1])
-        for other in _POINTS:
-            if other not in (point, math.inf):
-                row = F.pad(row, (1, 0)) - other * F.pad(row, (0, 1))
-        rows.append(F.pad(row, (0, 6 - len(row))))
-    return torch.stack(rows)
-
-
-def _kernel() -> Tensor:
-    """G: values of a quadratic polynomial at the points, over the products of differences."""
-    rows = []
-    for point in _POINTS:
-        if point == math.inf:
-            rows.append(_float64([0, 0, 1]))
-        else:
-            others = (other for other in _POINTS if other not in (point, math.inf))
-            divisor = math.prod(point - other for other in others)
-            rows.append(_float64([1, point, point**2]) / divisor)
-    return torch.stack(rows)
-
-
-def _result() -> Tensor:
-    """A^T: powers of the points."""
-    columns = [[0, 0, 0, 1] if p == math.inf else [p**i for i in range(4)] for p in _POINTS]
-    return _float64(columns).T
-
-
-def _repeated(repeats: int) -> Tensor:
-    """Which pixel of a tile stands where, [6, 4 / repeats + 2]: the tile starts one before it."""
-    stands = [-(-i // repeats) if i < 5 else 4 // repeats + 1 for i in range(6)]
-    return torch.eye(4 // repeats + 2, dtype=torch.float64)[stands]
-
-
-def _float64(values: Sequence[object]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, device="cpu")

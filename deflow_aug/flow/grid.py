@@ -1,0 +1,84 @@
+"""Tiles of 4 x 4 results that cover maps (:mod:`deflow_aug.flow.winograd`), and parts of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+BAND = 512
+"""Tiles whose products are computed at once: what fits into a core's cache."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of maps [batch, height, width], all of them in the order of memory."""
+
+    batch: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> int:
+        return -(-self.height // 4)
+
+    @property
+    def columns(self) -> int:
+        return -(-self.width // 4)
+
+    @property
+    def tiles(self) -> int:
+        return self.batch * self.rows * self.columns
+
+    @property
+    def rows_together(self) -> int:
+        """Of how many rows the tiles are computed together."""
+        return max(1, BAND // self.columns)
+
+    @property
+    def whole(self) -> Region:
+        """All of them."""
+        return Region(slice(0, self.batch), slice(0, self.rows), self.columns)
+
+    def padded(self, like: Tensor, channels: int) -> Tensor:
+        """Zeros for maps with the border that tiles need, [B, 4 rows + 2, 4 columns + 2, C]."""
+        return like.new_zeros(self.batch, 4 * self.rows + 2, 4 * self.columns + 2, channels)
+
+    def images_together(self) -> list[slice]:
+        """Images after images that have about BAND tiles, or one at a time."""
+        each = max(1, BAND // (self.rows * self.columns))
+        return [slice(i, min(i + each, self.batch)) for i in range(0, self.batch, each)]
+
+    def regions(self) -> list[Region]:
+        """Parts of about BAND tiles, from top to bottom, one image after the other."""
+        several = self.rows * self.columns <= BAND // 2
+        rows = self.rows if several else min(self.rows, self.rows_together)
+        return [
+            Region(images, slice(top, min(top + rows, self.rows)), self.columns)
+            for images in self.images_together()
+            for top in range(0, self.rows, rows)
+        ]
+
+
+@dataclass(frozen=True)
+class Region:
+    """Some rows of tiles of some images."""
+
+    images: slice
+    rows: slice
+    columns: int
+
+    @property
+    def tiles(self) -> int:
+        images, rows = self.images, self.rows
+        return (images.stop - images.start) * (rows.stop - rows.start) * self.columns
+
+    def windows(self, padded: Tensor, repeats: int = 1) -> Tensor:
+        """All that its tiles see of a map with their border, whose pixels stand so often."""
+        stride = 4 // repeats
+        return padded[self.images, stride * self.rows.start : stride * self.rows.stop + 2]
+
+    def pixels(self, padded: Tensor) -> Tensor:
+        """Its tiles' own pixels in such a map, [images, rows, columns, 4, 4, C]."""
+        own = padded[self.images, 1 + 4 * self.rows.start : 1 + 4 * self.rows.stop, 1:-1]
+        return own.unflatten(2, (-1, 4)).unflatten(1, (-1, 4)).transpose(2, 3)
