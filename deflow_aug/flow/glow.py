@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -16,10 +17,10 @@ from deflow_aug.flow.coupling import AffineCoupling, AffineInjector
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.layers import ActNorm, Conv1x1, FoldedMix, Squeeze
 from deflow_aug.flow.split import Split
-from deflow_aug.recompute import recomputed, recomputed_whole
+from deflow_aug.recompute import recomputed, recomputed_whole, worthwhile
 
 TOGETHER = 4
-"""Flow steps whose responses get their gradients together."""
+"""Flow steps whose responses get their gradients together, where memory counts."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,8 @@ def _begin(level: nn.Module, features: FeatureMap) -> list[Any]:
         return [features] * len(steps)
     kernels = [step.feature_kernel() for step in steps if isinstance(step, FlowStep)]
     # Gradients of all responses of a call are kept until the last is there: not of too many.
-    calls = [kernels[start : start + TOGETHER] for start in range(0, len(kernels), TOGETHER)]
+    each = TOGETHER if worthwhile(math.inf) else max(1, len(kernels))
+    calls = [kernels[start : start + each] for start in range(0, len(kernels), each)]
     responses = iter([one for call in calls for one in features.convolve_all(call)])
     return [next(responses) if isinstance(step, FlowStep) else features for step in steps]
 
