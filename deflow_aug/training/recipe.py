@@ -66,7 +66,7 @@ class Recipe:
             levels=3,
             steps=4,
             split_levels=(),
-            hidden=32,
+            hidden=16,
             encoder=EncoderConfig(channels=32, growth=16, blocks=4, stacked_blocks=(1,)),
             dequantization_steps=20,
             shift_init=0.8,
