@@ -26,17 +26,17 @@ ISO 3200 to 12800), PSNR (dB) / SSIM:
 
 | x2 | bicubic | DeFlow | real noise |
 |---|---:|---:|---:|
-| bicubic upscaling | 30.43 / 0.8487 | 26.51 / 0.7788 | 36.88 / 0.9271 |
-| trained on bicubic | 31.18 / 0.8742 | 26.35 / 0.7871 | 36.63 / 0.9173 |
-| trained on white noise | 30.20 / 0.8402 | 26.52 / 0.7774 | 36.94 / 0.9274 |
-| trained on DeFlow | 29.52 / 0.8283 | 27.24 / 0.7874 | 37.06 / 0.9370 |
+| bicubic upscaling | 30.43 / 0.8487 | 27.43 / 0.7938 | 36.88 / 0.9271 |
+| trained on bicubic | 31.17 / 0.8739 | 27.42 / 0.8064 | 36.63 / 0.9174 |
+| trained on white noise | 30.52 / 0.8515 | 27.44 / 0.7962 | 36.88 / 0.9253 |
+| trained on DeFlow | 30.17 / 0.8447 | 27.75 / 0.8010 | 37.10 / 0.9327 |
 
 | x4 | bicubic | DeFlow | real noise |
 |---|---:|---:|---:|
-| bicubic upscaling | 26.11 / 0.6421 | 23.95 / 0.6116 | 35.02 / 0.9099 |
-| trained on bicubic | 26.48 / 0.6662 | 23.87 / 0.6239 | 35.01 / 0.9057 |
-| trained on white noise | 26.08 / 0.6402 | 23.95 / 0.6123 | 35.01 / 0.9086 |
-| trained on DeFlow | 25.70 / 0.6369 | 24.43 / 0.6197 | 34.93 / 0.9127 |
+| bicubic upscaling | 26.11 / 0.6421 | 24.55 / 0.6182 | 35.02 / 0.9099 |
+| trained on bicubic | 26.48 / 0.6662 | 24.57 / 0.6340 | 35.01 / 0.9057 |
+| trained on white noise | 26.20 / 0.6469 | 24.57 / 0.6224 | 35.02 / 0.9090 |
+| trained on DeFlow | 26.07 / 0.6461 | 24.76 / 0.6265 | 35.09 / 0.9128 |
 
 With ``--clean`` on 24 clean photographs of that set instead (``--held-out 2``; other scenes than
 PAIRS', but the default weights saw them in training), real noise alone:
@@ -44,13 +44,12 @@ PAIRS', but the default weights saw them in training), real noise alone:
 | | x2 | x4 |
 |---|---:|---:|
 | bicubic upscaling | 36.88 / 0.9271 | 35.02 / 0.9099 |
-| trained on bicubic | 36.85 / 0.9258 | 35.06 / 0.9091 |
-| trained on white noise | 36.99 / 0.9302 | 35.01 / 0.9084 |
-| trained on DeFlow | 37.01 / 0.9354 | 35.10 / 0.9142 |
+| trained on bicubic | 36.85 / 0.9259 | 35.07 / 0.9092 |
+| trained on white noise | 36.97 / 0.9295 | 35.03 / 0.9092 |
+| trained on DeFlow | 37.15 / 0.9345 | 35.16 / 0.9132 |
 
-On real noise DeFlow's network is ahead, clearly in SSIM, by little in PSNR (and at x4 0.1 dB behind
-with examples/images, whose sharp texture the weights answer with too much noise). Without noise it
-is the worst. These are single runs of 300 steps, which tell a direction. On a GPU, for real:
+On real noise DeFlow's network is ahead, clearly in SSIM, by little in PSNR. Without noise it is the
+worst. These are single runs of 300 steps, which tell a direction. On a GPU, for real:
 --clean FOLDER --channels 64 --blocks 23 --patch 64 --batch 16 --lr 2e-4 --steps 200000 --workers 8
 """
 
