@@ -140,7 +140,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, metavar="DATA", help="see above")
     parser.add_argument(
-        "--quick", action="store_true", help="small networks, one seed, camera_noise alone"
+        "--quick", action="store_true", help="small networks, one seed, denoising alone"
     )
     parser.add_argument("--tasks", help=f"of {', '.join((*DENOISING, SR))}; with commas between")
     parser.add_argument("--seeds", help="numbers, with commas between; default: 0,1,2 (quick: 0)")
@@ -168,7 +168,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     default = [NOTHING, *BASELINES, tasks.DEFLOW, *ranges, tasks.REAL]
     args.methods = args.methods.split(",") if args.methods else default
     args.tasks = (
-        args.tasks.split(",") if args.tasks else DENOISING[:1] if args.quick else [*DENOISING, SR]
+        args.tasks.split(",") if args.tasks else [*DENOISING, *([] if args.quick else [SR])]
     )
     seeds = args.seeds or ("0" if args.quick else "0,1,2")
     args.seeds = [int(seed) for seed in seeds.split(",")]
