@@ -5,10 +5,10 @@
 
 The plain computation (``tests/plain.py``) convolves the features anew in every step of the flow
 and keeps every activation for the backward pass; "lean" is this library's, "kept" the same with
-``keep_activations``. A step is likelihood, gradients and Adam's
-update. Memory is the peak of a process of its own for each, less what Python and PyTorch take
-that trained a tiny one (on a GPU: of what PyTorch allocated); times are medians of steps taken in
-turns in one process, so that both meet the same machine.
+``keep_activations``. A step is likelihood, gradients and Adam's update. Memory is the peak of a
+process of its own for each, less what Python and PyTorch take that trained a tiny one (on a GPU: of
+what PyTorch allocated); times are medians of steps taken in turns in one process, so that both meet
+the same machine.
 """
 
 from __future__ import annotations

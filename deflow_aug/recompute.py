@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,18 +22,23 @@ _KEPT = ContextVar("activations are kept", default=False)
 
 
 @contextmanager
-def keeping_activations() -> Iterator[None]:
+def keeping_activations(keep: bool = True) -> Iterator[None]:
     """Within it nothing is computed so that it will be computed again: less time, more memory."""
-    token = _KEPT.set(True)
+    token = _KEPT.set(keep)
     try:
         yield
     finally:
         _KEPT.reset(token)
 
 
-def worthwhile(saves: float) -> bool:
+def activations_kept() -> bool:
+    """Whether within :func:`keeping_activations`."""
+    return _KEPT.get()
+
+
+def worthwhile(saves: int) -> bool:
     """Whether to compute again what takes so many bytes."""
-    return not _KEPT.get() and saves >= LEAST_SAVED
+    return not activations_kept() and saves >= LEAST_SAVED
 
 
 def recomputed(function: Callable[..., T], *args: Any) -> T:
@@ -43,7 +47,7 @@ def recomputed(function: Callable[..., T], *args: Any) -> T:
     The gradients are those of the plain call, at the cost of a second forward pass. Nothing in
     this library draws random numbers in a forward pass, so none are restored.
     """
-    if not torch.is_grad_enabled() or not worthwhile(math.inf):
+    if not torch.is_grad_enabled() or activations_kept():
         return function(*args)
     result: T = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
     return result

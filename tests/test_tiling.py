@@ -262,7 +262,7 @@ def test_auto_keeps_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_grows_with_model_and_samples() -> None:
     config = ModelConfig()
-    assert 2700 < bytes_per_pixel(config, 1) < 3000  # 2856 measured, of 724 x 724
+    assert 2750 < bytes_per_pixel(config, 1) < 3000  # 2856 measured, of 724 x 724
     assert bytes_per_pixel(config, 50) > bytes_per_pixel(config, 1) + 49 * 12
     # Measured with 128 samples of the default weights, of 512 x 512: 63.
     assert bytes_per_pixel(config, 1000) > 1000 * 60

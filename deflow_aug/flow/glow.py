@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -17,7 +16,7 @@ from deflow_aug.flow.coupling import AffineCoupling, AffineInjector
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.layers import ActNorm, Conv1x1, FoldedMix, Squeeze
 from deflow_aug.flow.split import Split
-from deflow_aug.recompute import recomputed, recomputed_whole, worthwhile
+from deflow_aug.recompute import activations_kept, recomputed, recomputed_whole
 
 TOGETHER = 4
 """Flow steps whose responses get their gradients together, where memory counts."""
@@ -199,7 +198,7 @@ def _begin(level: nn.Module, features: FeatureMap) -> list[Any]:
         return [features] * len(steps)
     kernels = [step.feature_kernel() for step in steps if isinstance(step, FlowStep)]
     # Gradients of all responses of a call are kept until the last is there: not of too many.
-    each = TOGETHER if worthwhile(math.inf) else max(1, len(kernels))
+    each = max(1, len(kernels)) if activations_kept() else TOGETHER
     calls = [kernels[start : start + each] for start in range(0, len(kernels), each)]
     responses = iter([one for call in calls for one in features.convolve_all(call)])
     return [next(responses) if isinstance(step, FlowStep) else features for step in steps]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -66,7 +65,7 @@ class Objective(nn.Module):
         """Of the unpaired images, then of the pairs, float32 [B]."""
         bits = []
         device = next(self.model.parameters()).device.type
-        keeping = keeping_activations() if self.keep_activations else nullcontext()
+        keeping = keeping_activations(self.keep_activations)
         with keeping, torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
             if unpaired is not None:
                 images, domains, dequantization, noise = unpaired
