@@ -65,7 +65,8 @@ class DenseMaps:
             pixels.new_empty(36 * most * sum(widths))
             for _ in self.regions[:CONVOLUTIONS]  # one more is begun when the first is done
         ]
-        self.scratch = Scratch(pixels, 36 * most * max(widths))
+        size = 36 * most * max(widths)
+        self.scratch = Scratch(pixels, size, size)
         self._steps = [_Step(self, number, index) for number, index in _order(len(self.regions))]
 
     @property
@@ -117,7 +118,7 @@ class _Step:
         outputs = maps.channels if last else maps.growth
         tiles, scratch = maps.tiles(index), maps.scratch
         new = tiles[:, :, inputs - maps.growth if number else 0 : inputs]
-        self.transform = TransformPadded(region.windows(maps.maps[number]), new, scratch)
+        self.transform = TransformPadded(region.windows(maps.maps[number]), [new], scratch)
         self._inputs = tiles[:, :, :inputs]
         self._sums = scratch.first((36, region.tiles, outputs))
         self._biases = winograd.biases(self._sums)

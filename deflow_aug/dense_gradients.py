@@ -22,6 +22,7 @@ from deflow_aug.dense import (
 )
 from deflow_aug.flow import winograd
 from deflow_aug.flow.grid import Grid
+from deflow_aug.flow.winograd import ResultsTransposed, TransformTransposed
 
 
 class Workspace:
@@ -113,15 +114,17 @@ class _Backward:
 
     def __init__(self, pixels: Tensor, blocks: Sequence[Sequence[Tensor]]) -> None:
         growth = len(blocks[0][0])
+        self._joined = [_Joined(pixels.shape[3], growth, pixels) for _ in blocks]
         # Images after images, so that what is transformed stays small.
         self._images = Grid(*pixels.shape[:3]).images_together()
         # Of every block; only the last images may be fewer.
-        self._maps = [
-            [DenseMaps(pixels[some], growth, whole=True) for _ in blocks]
-            for some in self._images[-2:]
+        sizes = [pixels[some] for some in self._images[-2:]]
+        self._maps = [[DenseMaps(one, growth, whole=True) for _ in blocks] for one in sizes]
+        sums = torch.empty_like(self._maps[0][0].tiles())
+        self._blocks = [
+            [_DenseBackward(*pair, sums) for pair in zip(maps, self._joined, strict=True)]
+            for maps in self._maps
         ]
-        self._joined = [_Joined(pixels.shape[3], growth, pixels) for _ in blocks]
-        self._sums = torch.empty_like(self._maps[0][0].tiles())
 
     def __call__(
         self, grad: Tensor, blocks: Sequence[Sequence[Tensor]], kept: Sequence[Tensor]
@@ -139,12 +142,12 @@ class _Backward:
         inputs: list[Tensor] = []
         gradients: list[Tensor] = []
         for some in self._images:
-            maps = self._maps[0 if some != self._images[-1] else -1]
-            _again(maps, kernels, [values[some] for values in kept])
+            which = 0 if some != self._images[-1] else -1
+            _again(self._maps[which], kernels, [values[some] for values in kept])
             inner, own = grad[some] * RESIDUAL_SCALE, []
-            for joined, one in zip(reversed(self._joined), reversed(maps), strict=True):
-                inner, biases = self._through(inner, joined, one)
-                own.append([*self._of_weights(joined, one), *biases])
+            for block in reversed(self._blocks[which]):
+                inner, biases = block(inner)
+                own.append([*block.of_weights(), *biases])
             inputs.append(grad[some] + inner)
             flat = [gradient for block in reversed(own) for gradient in block]
             if not gradients:
@@ -157,39 +160,49 @@ class _Backward:
                     gradient += value
         return torch.cat(inputs) if len(inputs) > 1 else inputs[0], gradients
 
-    def _through(
-        self, grad: Tensor, joined: _Joined, maps: DenseMaps
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Of a dense block the gradients of the input, and of the biases.
 
-        Those of the results stay, transformed, for :meth:`_of_weights`.
-        """
-        sums = self._sums_of(maps)
-        biases, own = [], grad * RESIDUAL_SCALE
-        end = joined.channels
-        for number in reversed(range(CONVOLUTIONS)):
-            rows = joined.rows[number]
-            winograd.results_transposed(own, maps.grid, out=sums[:, :, rows], scratch=maps.scratch)
-            biases.append(own.sum((0, 1, 2)))
-            # Of the map that this convolution was the first to see.
-            start = joined.inputs[number - 1] if number else 0
-            later = maps.scratch.second((36, maps.grid.tiles, end - start))
-            kernel = joined.whole[:, : rows.stop, start:end]
-            torch.bmm(sums[:, :, : rows.stop], kernel, out=later)
-            own = winograd.transform_transposed(later, maps.grid, scratch=maps.scratch)
-            if number:
-                own = _leaky_relu_backward(own, maps.inner(number))
-            end = start
-        return grad + own, biases[::-1]
+class _DenseBackward:
+    """Gradients of a dense block whose maps, transformed, are there.
 
-    def _of_weights(self, joined: _Joined, maps: DenseMaps) -> list[Tensor]:
+    Args:
+        sums: memory for the gradients of all results, transformed.
+    """
+
+    def __init__(self, maps: DenseMaps, joined: _Joined, sums: Tensor) -> None:
+        self._maps, self._joined, self._tiles = maps, joined, maps.tiles()
+        shape = self._tiles.shape
+        self._sums = sums.flatten()[: shape.numel()].view(shape)
+        # Gradients of results, with room for whole tiles.
+        batch, rows, columns = maps.grid.batch, 4 * maps.grid.rows, 4 * maps.grid.columns
+        padded = {
+            width: sums.new_zeros(batch, rows, columns, width)
+            for width in (maps.channels, maps.growth)
+        }
+        widths = [maps.growth] * (CONVOLUTIONS - 1) + [maps.channels]
+        self._steps = [
+            _StepBackward(maps, joined, self._sums, number, padded[width])
+            for number, width in enumerate(widths)
+        ]
+
+    def __call__(self, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Of the input, and of the biases."""
+        torch.mul(grad, RESIDUAL_SCALE, out=self._steps[-1].own)
+        biases = []
+        for number in reversed(range(1, CONVOLUTIONS)):
+            step = self._steps[number]
+            biases.append(step.own.sum((0, 1, 2)))
+            # Of the map that this convolution was the first to see, before its leaky ReLU.
+            _leaky_relu_backward(step(), self._maps.inner(number), self._steps[number - 1].own)
+        biases.append(self._steps[0].own.sum((0, 1, 2)))
+        return grad + self._steps[0](), biases[::-1]
+
+    def of_weights(self) -> list[Tensor]:
         """Of convolutions, two at once where the inputs of one are nearly those of the other."""
-        sums, tiles = self._sums_of(maps), maps.tiles()
-        gradients: dict[int, Tensor] = {}
+        joined, gradients = self._joined, {}
         for together in ((4,), (3, 2), (1, 0)):
             start, stop = joined.rows[together[0]].start, joined.rows[together[-1]].stop
-            inputs = tiles[:, :, : joined.inputs[together[0]]]
-            products = torch.bmm(sums[:, :, start:stop].mT, inputs)
+            inputs = self._tiles[:, :, : joined.inputs[together[0]]]
+            products = torch.bmm(self._sums[:, :, start:stop].mT, inputs)
             whole = winograd.transform_kernel_transposed(products)
             for number in together:
                 rows = joined.rows[number]
@@ -197,10 +210,40 @@ class _Backward:
                 gradients[number] = own[:, : joined.inputs[number]]
         return [gradients[number] for number in range(CONVOLUTIONS)]
 
-    def _sums_of(self, maps: DenseMaps) -> Tensor:
-        """Of all results, [36, tiles, C + 4 G]."""
-        shape = maps.tiles().shape
-        return self._sums.flatten()[: shape.numel()].view(shape)
+
+class _StepBackward:
+    """The gradient of a convolution's result, transformed, and that of the map it saw first.
+
+    As in :class:`deflow_aug.dense.DenseMaps` it is said once which part of which memory all is.
+    """
+
+    def __init__(
+        self, maps: DenseMaps, joined: _Joined, sums: Tensor, number: int, padded: Tensor
+    ) -> None:
+        grid, scratch, rows = maps.grid, maps.scratch, joined.rows[number]
+        self.own = padded[:, : grid.height, : grid.width]
+        """The gradient of the result, [B, H, W, O], to be written there before."""
+        self._results = ResultsTransposed([padded], sums[:, :, rows], scratch)
+        start = joined.inputs[number - 1] if number else 0
+        end = joined.inputs[number]
+        self._sums, self._kernel = sums[:, :, : rows.stop], joined.whole[:, : rows.stop, start:end]
+        self._later = scratch.second((36, grid.tiles, end - start))
+        self._transform = TransformTransposed([self._later], grid, scratch=scratch)
+        self._window = self._transform.window[:, 1 : 1 + grid.height, 1 : 1 + grid.width]
+
+    def __call__(self) -> Tensor:
+        """The gradient of the map, [B, H, W, inputs]."""
+        self._results()
+        torch.bmm(self._sums, self._kernel, out=self._later)
+        self._transform()
+        return self._window
+
+
+def _leaky_relu_backward(grad: Tensor, result: Tensor, out: Tensor) -> None:
+    """The gradient before a leaky ReLU, by the sign of its result."""
+    torch.ops.aten.leaky_relu_backward.grad_input(
+        grad, result, NEGATIVE_SLOPE, True, grad_input=out
+    )
 
 
 def _again(
@@ -216,12 +259,6 @@ def _again(
             own.pixels.copy_(maps[number - 1].pixels)
         goes_on = (number + 1) * known >= len(kept) and number + 1 < len(maps)
         own.dense(block, known, result=goes_on)
-
-
-def _leaky_relu_backward(grad: Tensor, result: Tensor) -> Tensor:
-    """The gradient before a leaky ReLU, by the sign of its result."""
-    gradient: Tensor = torch.ops.aten.leaky_relu_backward(grad, result, NEGATIVE_SLOPE, True)
-    return gradient
 
 
 def _by_block(parameters: Sequence[Tensor]) -> list[Sequence[Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from deflow_aug.flow import toom_cook, winograd
+from deflow_aug.flow import convolution, toom_cook, winograd
 from deflow_aug.flow.convolution import Kernels, convolve, in_tiles
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.grid import Grid
@@ -58,7 +59,54 @@ def test_transposes_are_those_of_the_transforms(height: int, width: int, repeats
     unit, no_bias = torch.eye(4).double().expand(len(tiles), 4, 4), torch.zeros(4).double()
     (result,) = winograd.convolve([sums], [unit], no_bias, grid)
     grad = torch.randn_like(result)
-    check(result, grad, sums, winograd.results_transposed(grad, grid, len(tiles)))
+    check(result, grad, sums, winograd.results_transposed([grad], grid, len(tiles)))
+
+
+def test_transforms_side_by_side_region_by_region() -> None:
+    """They are those of each map, the transposes too, and of all regions those of the whole."""
+    torch.manual_seed(0)
+    repeats, sizes = (1, 2, 4), ((20, 12, 3), (10, 6, 2), (5, 3, 4))
+    maps = [torch.randn(3, *size).double() for size in sizes]
+    grid = Grid(3, 20, 12)
+    whole = winograd.transform_together(maps, repeats)
+    for map_, often, start in zip(maps, repeats, (0, 3, 5), strict=True):
+        some = slice(start, start + map_.shape[3])
+        taking_part = [part[:, :, some] for part in whole if part.shape[2] >= some.stop]
+        assert_close(torch.cat(taking_part), winograd.transform(map_, often), rtol=0, atol=1e-12)
+    regions = grid.regions(7)
+    assert len(regions) > 3
+    assert sum(region.tiles for region in regions) == grid.tiles
+    together = [winograd.transform_together(maps, repeats, region) for region in regions]
+    for part, own in zip(whole, zip(*together, strict=True), strict=True):
+        assert_close(torch.cat(own, 1), part, rtol=0, atol=1e-12)
+
+    grads = [[torch.randn_like(part) for part in parts] for parts in together]
+    back = [torch.zeros_like(map_) for map_ in maps]
+    for region, own in zip(regions, grads, strict=True):
+        winograd.transform_together_transposed(own, region, repeats, back)
+    # <t(x), y> = <x, t'(y)>
+    pairs = [(list(chain(*together)), list(chain(*grads))), (maps, back)]
+    products = [sum((a * b).sum() for a, b in zip(*pair, strict=True)) for pair in pairs]
+    assert_close(products[0], products[1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("together", [1, 7, 256])
+@pytest.mark.parametrize("repeats", [2, 4])
+def test_gradients_do_not_depend_on_regions(
+    repeats: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "TOGETHER", together)
+    torch.manual_seed(0)
+    fine = torch.randn(3, 3, 16, 24).double().requires_grad_()
+    coarse = torch.randn(3, 2, 16 // repeats, 24 // repeats).double().requires_grad_()
+    weight, bias = torch.randn(4, 5, 3, 3).double().requires_grad_(), torch.zeros(4).double()
+    map_, grad = FeatureMap(fine, coarse, repeats), torch.randn(3, 4, 16, 24).double()
+    kernel = FeatureKernel(lambda: Kernels((weight,), torch.ones(4).double(), bias))
+    ours, theirs = (
+        torch.autograd.grad(result, (fine, coarse, weight), grad)
+        for result in (*map_.convolve(kernel), map_.convolve_directly(weight, bias))
+    )
+    assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 4])

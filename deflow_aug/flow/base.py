@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from deflow_aug.flow.features import FeatureMap
@@ -68,4 +67,4 @@ def per_image(logdet: Tensor, x: Tensor) -> Tensor:
 
 def sum_per_image(x: Tensor) -> Tensor:
     """Sum of [B, ...] over all but the first axis."""
-    return torch.flatten(x, 1).sum(1)
+    return x.sum(tuple(range(1, x.dim())))

@@ -17,6 +17,10 @@ from torch.autograd.function import once_differentiable
 from deflow_aug.flow import winograd
 from deflow_aug.flow.grid import Grid
 
+TOGETHER = 256
+"""Tiles of which maps and gradients are transformed at the same time; the more, the more memory,
+the fewer, the more often kernels are transformed."""
+
 
 def in_tiles(x: Tensor) -> bool:
     """Whether convolutions of ``x`` are computed in tiles.
@@ -46,6 +50,16 @@ class Kernels:
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the one convolution that they are."""
         return torch.cat(self.weights) * self.scale[:, None, None, None], self.bias
+
+    def taps(self) -> Tensor:
+        """The nine taps of that weight, [9, O, C], without gradients."""
+        outputs, inputs = self.weights[0].shape[:2]
+        count = len(self.weights)
+        taps = self.scale.new_empty(3, 3, count * outputs, inputs)
+        of_each = zip(self.weights, self.scale.chunk(count), taps.chunk(count, 2), strict=True)
+        for weight, scale, place in of_each:
+            torch.mul(weight.permute(2, 3, 0, 1), scale[:, None], out=place)
+        return taps.flatten(0, 1)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, repeats: int = 1) -> Tensor:
@@ -82,7 +96,8 @@ def convolve_maps(
 
 @dataclass(frozen=True)
 class TransformedKernels:
-    """Of each part the kernels, [products, O, C]; the bias, [O]; how many they were before."""
+    """Of each part (:func:`winograd.transform_together`) the kernels, [some products, O, C]; the
+    bias, [O]; how many they were before."""
 
     parts: list[Tensor]
     bias: Tensor
@@ -92,11 +107,14 @@ class TransformedKernels:
     def of(
         cls, kernels: Kernels, channels: Sequence[int], repeats: Sequence[int]
     ) -> TransformedKernels:
-        """For parts of so many channels, whose pixels stand so often."""
-        weight, bias = kernels.folded()
-        split = zip(weight.split(list(channels), 1), repeats, strict=True)
-        parts = [winograd.transform_kernel(part, often) for part, often in split]
-        return cls(parts, bias, len(kernels.weights))
+        """For maps of so many channels, whose pixels stand so often."""
+        taps, parts = kernels.taps(), []
+        for some, count in winograd.parts_of(repeats):
+            own = taps[:, :, : sum(channels[:count])]
+            products = winograd.transform_taps(own, repeats[count - 1])[some]
+            # A part should not keep all of them.
+            parts.append(products if some.start == 0 else products.clone())
+        return cls(parts, kernels.bias, len(kernels.weights))
 
     def convolve(self, parts: Sequence[Tensor], grid: Grid) -> tuple[Tensor, ...]:
         """Of transformed maps the result of each of the kernels, [B, O, H, W]."""
@@ -112,11 +130,11 @@ class _Convolve(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.repeats, ctx.each = repeats, each
         maps, groups = _grouped(tensors, len(repeats), each)
-        grids, parts = zip(*map(_transformed, maps, repeats), strict=True)
-        channels = [part.shape[2] for part in parts]
+        grid, parts = _transformed(maps, repeats)
         results: list[Tensor] = []
         for kernels in groups:
-            results += TransformedKernels.of(kernels, channels, repeats).convolve(parts, grids[0])
+            transformed = TransformedKernels.of(kernels, _channels(maps), repeats)
+            results += transformed.convolve(parts, grid)
         return tuple(results)
 
     @staticmethod
@@ -126,72 +144,92 @@ class _Convolve(torch.autograd.Function):
         of_maps, rest = ctx.needs_input_grad[2:][: len(maps)], ctx.needs_input_grad[2:][len(maps) :]
         needed = [any(rest[start : start + ctx.each]) for start in range(0, len(rest), ctx.each)]
         weights = [
-            torch.zeros_like(torch.cat(kernels.weights)) if any_needed else None
+            _no_gradient(kernels) if any_needed else None
             for kernels, any_needed in zip(groups, needed, strict=True)
         ]
-        count, start = len(groups[0].weights), 0
+        count = len(groups[0].weights)
         by_group = [grads[first : first + count] for first in range(0, len(grads), count)]
-        images = []
-        for x, repeats, of_map in zip(maps, ctx.repeats, of_maps, strict=True):
-            some = slice(start, start + x.shape[1])
-            parts = [None if one is None else one[:, some] for one in weights]
-            images.append(_gradients(x, repeats, some, groups, by_group, parts, of_map))
-            start = some.stop
+        images = _gradients(maps, ctx.repeats, groups, by_group, weights, any(of_maps))
         others: list[Tensor | None] = []
         for kernels, own, gradient in zip(groups, by_group, weights, strict=True):
             if gradient is None:
                 others += [None] * ctx.each
             else:
-                others.append((gradient * torch.cat(kernels.weights)).sum((1, 2, 3)))
+                each = gradient.chunk(count)
+                scaled = [g * w for g, w in zip(each, kernels.weights, strict=True)]
+                others.append(torch.cat([one.sum((1, 2, 3)) for one in scaled]))
                 others.append(torch.cat([one.sum((0, 2, 3)) for one in own]))
                 scales = kernels.scale[:, None, None, None].chunk(count)
                 # Each in memory of its own: parameters keep their gradient as it is given.
-                others += [g * s for g, s in zip(gradient.chunk(count), scales, strict=True)]
+                others += [
+                    torch.mul(g, s, out=o) for g, s, o in zip(each, scales, scaled, strict=True)
+                ]
         return (None, None, *images, *others)
 
 
 def _gradients(
-    x: Tensor,
-    repeats: int,
-    channels: slice,
+    maps: Sequence[Tensor],
+    repeats: tuple[int, ...],
     groups: Sequence[Kernels],
     grads: Sequence[Sequence[Tensor]],
     of_weights: Sequence[Tensor | None],
-    of_map: bool,
-) -> Tensor | None:
-    """Of one map, if that is needed; what the folded weights get from it is added to theirs.
+    of_maps: bool,
+) -> list[Tensor | None]:
+    """Of the maps, if that is needed; what the folded weights get is added to theirs.
 
     Args:
-        channels: of the kernels which are this map's.
         grads: of the results of each group.
         of_weights: of each group [O, C, 3, 3], or None.
     """
-    batch, _, height, width = x.shape
-    results = []
-    # Images after images, so that what is transformed stays small.
-    for some in Grid(batch, height * repeats, width * repeats).images_together():
-        grid, part = _transformed(x[some], repeats)
-        total: Tensor | None = None
+    pixels = [x.movedim(1, -1) for x in maps]
+    grid, channels = _grid(maps, repeats), _channels(maps)
+    results = [torch.zeros_like(one) for one in pixels] if of_maps else []
+    for region in grid.regions(TOGETHER):
+        parts = winograd.transform_together(pixels, repeats, region)
+        sizes = [len(part) for part in parts]
+        totals: list[Tensor] = []
         for kernels, group, weight in zip(groups, grads, of_weights, strict=True):
-            own = torch.cat([grad[some] for grad in group], 1).movedim(1, -1)
-            sums = winograd.results_transposed(own, grid, len(part))
-            del own
+            own = [region.own(grad.movedim(1, -1)) for grad in group]
+            sums = winograd.results_transposed(own, grid.of(region), sum(sizes)).split(sizes)
             if weight is not None:
-                products = torch.bmm(sums.mT, part)
-                weight += winograd.transform_kernel_transposed(products)
-                del products  # before there is as large a kernel
-            if of_map:
-                kernel = winograd.transform_kernel(kernels.folded()[0][:, channels], repeats)
-                if total is None:
-                    total = torch.bmm(sums, kernel)
+                _add_products(weight, sums, parts, winograd.parts_of(repeats))
+            if of_maps:
+                transformed = TransformedKernels.of(kernels, channels, repeats).parts
+                if totals:
+                    for total, one, kernel in zip(totals, sums, transformed, strict=True):
+                        torch.baddbmm(total, one, kernel, out=total)
                 else:
-                    torch.baddbmm(total, sums, kernel, out=total)
-                del kernel
+                    totals = [torch.bmm(*pair) for pair in zip(sums, transformed, strict=True)]
+                del transformed
             del sums
-        del part
-        if total is not None:
-            results.append(winograd.transform_transposed(total, grid, repeats).movedim(-1, 1))
-    return torch.cat(results) if results else None
+        del parts
+        if of_maps:
+            winograd.transform_together_transposed(totals, region, repeats, results)
+    return [one.movedim(-1, 1) for one in results] or [None] * len(maps)
+
+
+def _no_gradient(kernels: Kernels) -> Tensor:
+    """Zeros like the folded weight."""
+    outputs, *others = kernels.weights[0].shape
+    shape = len(kernels.weights) * outputs, *others
+    return torch.empty(
+        shape,
+        dtype=kernels.scale.dtype,
+        device=kernels.scale.device,
+        memory_format=torch.channels_last,
+    ).zero_()
+
+
+def _add_products(
+    weight: Tensor,
+    sums: Sequence[Tensor],
+    parts: Sequence[Tensor],
+    which: Sequence[tuple[slice, int]],
+) -> None:
+    """Adds to the gradient of folded weights what they get of the parts of transformed maps."""
+    for one, part, (products, _) in zip(sums, parts, which, strict=True):
+        own = winograd.transform_kernel_transposed(torch.bmm(one.mT, part), products)
+        weight[:, : part.shape[2]] += own
 
 
 def _grouped(
@@ -202,7 +240,16 @@ def _grouped(
     return tensors[:maps], [Kernels(tuple(g[2:]), g[0], g[1]) for g in groups]
 
 
-def _transformed(x: Tensor, repeats: int) -> tuple[Grid, Tensor]:
-    batch, _, height, width = x.shape
-    grid = Grid(batch, height * repeats, width * repeats)
-    return grid, winograd.transform(x.movedim(1, -1), repeats)
+def _transformed(maps: Sequence[Tensor], repeats: Sequence[int]) -> tuple[Grid, list[Tensor]]:
+    return _grid(maps, repeats), winograd.transform_together(
+        [x.movedim(1, -1) for x in maps], repeats
+    )
+
+
+def _grid(maps: Sequence[Tensor], repeats: Sequence[int]) -> Grid:
+    batch, _, height, width = maps[0].shape
+    return Grid(batch, height * repeats[0], width * repeats[0])
+
+
+def _channels(maps: Sequence[Tensor]) -> list[int]:
+    return [x.shape[1] for x in maps]

@@ -104,10 +104,6 @@ class AffineNet(Folding):
         (response,) = features.convolve(self.folded_once("features", lambda: kernel))
         return response
 
-    def forward(self, response: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Shift and scale."""
-        return self.folded()(response, kept)
-
     def folded(self) -> FoldedNet:
         return self.folded_once("net", lambda: FoldedNet(self))
 
@@ -125,16 +121,30 @@ class FoldedNet:
 
     def __call__(self, response: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Shift and scale."""
-        hidden = response
+        _, hidden = self.hidden(response, kept)
+        return self.predict(hidden)
+
+    def hidden(self, response: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The two hidden maps, after their ReLU."""
+        first = response
         if self.first is not None and kept is not None:
-            hidden = F.conv2d(kept, self.first, padding=1).add_(hidden)
-        hidden = F.relu(self.settle_first(hidden), inplace=kept is not None)
-        hidden = F.relu_(self.settle_second(F.conv2d(hidden, *self.second)))
+            first = F.conv2d(kept, self.first, padding=1).add_(first)
+        first = F.relu(self.settle_first(first), inplace=kept is not None)
+        return first, F.relu_(self.settle_second(F.conv2d(first, *self.second)))
+
+    def predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale, of the second hidden map."""
         shift, raw = F.conv2d(hidden, *self.last, padding=1).chunk(2, 1)
         if torch.is_grad_enabled():
             return shift, torch.sigmoid(raw) + SCALE_EPS
-        # In place, since the shift keeps all of the memory that the convolution filled.
+        # Each in memory of its own: of some channels of a map everything is computed much slower.
+        shift, raw = (half.contiguous(memory_format=torch.channels_last) for half in (shift, raw))
         return shift, raw.sigmoid_().add_(SCALE_EPS)
+
+
+def affine(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """x / scale - shift, and its log|det| [B]."""
+    return x / scale - shift, -sum_per_image(scale.log())
 
 
 class AffineInjector(Invertible):
@@ -145,16 +155,14 @@ class AffineInjector(Invertible):
         self.net = AffineNet(feature_channels, hidden, channels)
 
     def prepare(self, features: FeatureMap) -> tuple[Tensor, Tensor]:
-        return self.prepare_response(self.net.respond(features))
+        return self.prepare_response(self.net.respond(features), self.net.folded())
 
-    def prepare_response(self, response: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare_response(self, response: Tensor, net: FoldedNet) -> tuple[Tensor, Tensor]:
         """Shift and scale, where the response of the network is known."""
-        shift, scale = self.net(response)
-        return shift, scale
+        return net(response)
 
     def encode(self, x: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
-        shift, scale = prepared
-        return x / scale - shift, -sum_per_image(scale.log())
+        return affine(x, *prepared)
 
     def decode(self, z: Tensor, prepared: Any = None) -> Tensor:
         shift, scale = prepared
@@ -172,18 +180,18 @@ class AffineCoupling(Invertible):
         )
 
     def prepare(self, features: FeatureMap) -> tuple[FoldedNet, Tensor]:
-        return self.prepare_response(self.net.respond(features))
+        return self.prepare_response(self.net.respond(features), self.net.folded())
 
-    def prepare_response(self, response: Tensor) -> tuple[FoldedNet, Tensor]:
+    def prepare_response(self, response: Tensor, net: FoldedNet) -> tuple[FoldedNet, Tensor]:
         """The network and its response, where that is known."""
         # A part of a wider response should not keep all of it.
-        return self.net.folded(), response.contiguous(memory_format=torch.channels_last)
+        return net, response.contiguous(memory_format=torch.channels_last)
 
     def encode(self, x: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
         a, b = x[:, : self.kept], x[:, self.kept :]
         net, response = prepared
-        shift, scale = net(response, a)
-        return torch.cat([a, b / scale - shift], 1), -sum_per_image(scale.log())
+        changed, logdet = affine(b, *net(response, a))
+        return torch.cat([a, changed], 1), logdet
 
     def decode(self, z: Tensor, prepared: Any = None) -> Tensor:
         a, b = z[:, : self.kept], z[:, self.kept :]

@@ -35,7 +35,7 @@ class FeatureKernel:
     def transformed(
         self, channels: tuple[int, ...], repeats: tuple[int, ...]
     ) -> TransformedKernels:
-        """For parts of so many channels, whose pixels stand so often."""
+        """For maps of so many channels, whose pixels stand so often."""
         key = channels, repeats
         if key not in self._transformed:
             self._transformed[key] = TransformedKernels.of(self.fold(), *key)
@@ -82,9 +82,10 @@ class FeatureMap:
             return self.convolve_directly(*kernels.folded()).chunk(len(kernels.weights), 1)
         if torch.is_grad_enabled():
             return self.convolve_all([kernel])[0]
-        channels = tuple(part.shape[2] for part in self.tiles)
+        maps, repeats = self._parts
+        channels = tuple(part.shape[1] for part in maps)
         grid = Grid(len(self.fine), *self.fine.shape[2:])
-        return kernel.transformed(channels, self._parts[1]).convolve(self.tiles, grid)
+        return kernel.transformed(channels, repeats).convolve(self.tiles, grid)
 
     def convolve_all(self, kernels: Sequence[FeatureKernel]) -> list[tuple[Tensor, ...]]:
         """:meth:`convolve` in tiles, with gradients, which all kernels then have at once."""
@@ -93,8 +94,8 @@ class FeatureMap:
     @cached_property
     def tiles(self) -> list[Tensor]:
         """What all convolutions of the map in tiles share, without gradients."""
-        parts = zip(*self._parts, strict=True)
-        return [winograd.transform(part.movedim(1, -1), repeats) for part, repeats in parts]
+        maps, repeats = self._parts
+        return winograd.transform_together([part.movedim(1, -1) for part in maps], repeats)
 
     @property
     def _parts(self) -> tuple[list[Tensor], tuple[int, ...]]:

@@ -21,27 +21,26 @@ class Folding(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: dict[str, tuple[list[tuple[Tensor, int]], Any]] = {}
+        self._kept: dict[str, tuple[list[tuple[int, int]], list[Tensor], Any]] = {}
 
     def folded_once(self, name: str, fold: Callable[[], T]) -> T:
         """``fold()``, or what it returned the last time."""
         if self.training or torch.is_grad_enabled():
             return fold()
-        state = [*self.parameters(), *self.buffers()]
-        if any(tensor.is_inference() for tensor in state):  # these do not count what is written
+        tensors = _tensors(self)
+        try:
+            state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        except RuntimeError:  # of inference tensors, which do not count what is written
             return fold()
-        versions, value = self._kept.get(name, ([], None))
-        if len(versions) != len(state) or not all(
-            known.data_ptr() == tensor.data_ptr() and version == tensor._version
-            for (known, version), tensor in zip(versions, state, strict=True)
-        ):
-            # Not made of inference tensors: they would be refused where others need gradients.
-            with torch.inference_mode(False), torch.no_grad():
-                value = fold()
-                # Held, so that no other tensor can come to lie at the same address.
-                versions = [(tensor.detach(), tensor._version) for tensor in state]
-            self._kept[name] = versions, value
-        return cast(T, value)
+        kept = self._kept.get(name)
+        if kept is not None and kept[0] == state:
+            return cast(T, kept[2])
+        # Not made of inference tensors: they would be refused where others need gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            value = fold()
+            # Held, so that no other tensor can come to lie at the same address.
+            self._kept[name] = state, [tensor.detach() for tensor in tensors], value
+        return value
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._kept.clear()  # moved to another device, it would hold the memory of this one
@@ -49,3 +48,13 @@ class Folding(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Its parameters and buffers: as PyTorch's own iterators, which take ten times as long."""
+    modules, tensors = [module], []
+    for one in modules:
+        for own in (one._parameters, one._buffers):
+            tensors += [tensor for tensor in own.values() if tensor is not None]
+        modules += [child for child in one._modules.values() if child is not None]
+    return tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,9 +16,10 @@ from deflow_aug.flow.coupling import AffineCoupling, AffineInjector
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.layers import ActNorm, Conv1x1, FoldedMix, Squeeze
 from deflow_aug.flow.split import Split
-from deflow_aug.recompute import activations_kept, recomputed, recomputed_whole
+from deflow_aug.flow.step_gradients import FoldedStep, encode_with_gradients
+from deflow_aug.recompute import activations_kept, recomputed, recomputed_whole, worthwhile
 
-TOGETHER = 4
+TOGETHER = 8
 """Flow steps whose responses get their gradients together, where memory counts."""
 
 
@@ -30,12 +31,12 @@ class Prepared:
         steps: for each step of each level what it prepared, or the features or their response.
         later: whether it is the latter, of which each step prepares what it needs whenever it
             needs it.
-        kept: bytes of the responses, where it is these.
+        hidden: bytes, where it is these, of all the hidden maps that follow from them.
     """
 
     steps: list[list[Any]]
     later: bool
-    kept: int = 0
+    hidden: int = 0
 
 
 class MixingStep(Chain):
@@ -45,16 +46,13 @@ class MixingStep(Chain):
         super().__init__([ActNorm(channels), Conv1x1(channels), *further])
 
     def prepare(self, features: FeatureMap) -> list[Any]:
-        return [self.folded_once("mix", self._folded_mix), *self.prepare_further(features)]
+        return [self.folded_once("mix", self.mix)]
 
-    def _folded_mix(self) -> FoldedMix:
+    def mix(self) -> FoldedMix:
+        """Of actnorm and 1x1 convolution."""
         actnorm, conv = self.layers[:2]
         mix = FoldedMix(cast(ActNorm, actnorm), cast(Conv1x1, conv))
         return mix if self.training else mix.settled()
-
-    def prepare_further(self, features: FeatureMap) -> list[Any]:
-        """What the layers after the two prepare."""
-        return [cast(Invertible, layer).prepare(features) for layer in self.layers[2:]]
 
     def encode(self, x: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
         mix, *others = prepared
@@ -92,28 +90,37 @@ class FlowStep(MixingStep):
             AffineInjector(channels, feature_channels, hidden),
         )
 
+    def prepare(self, features: FeatureMap | tuple[Tensor, ...]) -> list[Any]:
+        """What its layers prepare, of the features or of what responds to them."""
+        if isinstance(features, FeatureMap):
+            if torch.is_grad_enabled():  # where one after the other takes less memory
+                return [self.mix(), *(layer.prepare(features) for layer in self._conditional())]
+            features = features.convolve(self.feature_kernel())
+        folded = self.folded_once("step", self.fold)
+        (coupling, injector), (of_coupling, of_injector) = self._conditional(), features
+        return [
+            folded.mix,
+            coupling.prepare_response(of_coupling, folded.coupling),
+            injector.prepare_response(of_injector, folded.injector),
+        ]
+
+    def fold(self) -> FoldedStep:
+        """What its layers are computed as."""
+        coupling, injector = self._conditional()
+        return FoldedStep(self.mix(), coupling.net.folded(), injector.net.folded())
+
     def feature_kernel(self) -> FeatureKernel:
         """Of the features in the first layers of coupling and injector."""
         return self.folded_once("features", lambda: FeatureKernel(self._feature_kernel))
-
-    def prepare_further(self, features: FeatureMap | tuple[Tensor, ...]) -> list[Any]:
-        """What coupling and injector prepare, of the features or of what responds to them."""
-        if isinstance(features, FeatureMap):
-            if torch.is_grad_enabled():  # where one after the other takes less memory
-                return super().prepare_further(features)
-            features = features.convolve(self.feature_kernel())
-        return [
-            layer.prepare_response(response)
-            for layer, response in zip(self._conditional(), features, strict=True)
-        ]
 
     def _feature_kernel(self) -> Kernels:
         kernels = [layer.net.feature_kernel() for layer in self._conditional()]
         scale, bias = (torch.cat([getattr(k, name) for k in kernels]) for name in ("scale", "bias"))
         return Kernels(tuple(weight for k in kernels for weight in k.weights), scale, bias)
 
-    def _conditional(self) -> list[AffineCoupling | AffineInjector]:
-        return [cast("AffineCoupling | AffineInjector", layer) for layer in self.layers[2:]]
+    def _conditional(self) -> tuple[AffineCoupling, AffineInjector]:
+        coupling, injector = self.layers[2:]
+        return cast(AffineCoupling, coupling), cast(AffineInjector, injector)
 
 
 class ConditionalGlow(nn.Module):
@@ -145,15 +152,18 @@ class ConditionalGlow(nn.Module):
             features: the conditioning map of each level, at 1/2, 1/4, ... of the image's size.
         """
         later = torch.is_grad_enabled()
-        steps = []
-        for level, feature in zip(self.levels, features, strict=True):
+        steps: list[list[Any]] = []
+        # The backward pass begins with what came last: with the gradients of the largest level's
+        # responses, which are those that take most memory as long as they wait.
+        for level, feature in reversed(list(zip(self.levels, features, strict=True))):
             # What convolutions of a map share is kept in it, and goes with this copy of it.
             own = replace(feature)
-            steps.append(
-                _begin(level, own) if later else [step.prepare(own) for step in _steps(level)]
+            steps.insert(
+                0, _begin(level, own) if later else [step.prepare(own) for step in _steps(level)]
             )
         given = [each for own in steps for each in own if later and isinstance(each, tuple)]
-        return Prepared(steps, later, sum(tensor.nbytes for each in given for tensor in each))
+        # Of each network two hidden maps, as large as its response.
+        return Prepared(steps, later, 2 * sum(tensor.nbytes for each in given for tensor in each))
 
     def encode(self, x: Tensor, prepared: Prepared) -> tuple[list[Tensor], Tensor]:
         """Latents (splits first, the last level's last) and log|det| [B] in nats.
@@ -167,7 +177,7 @@ class ConditionalGlow(nn.Module):
             zip(self.levels, prepared.steps, strict=True), start=1
         ):
             for step, given in zip(_steps(chain), own, strict=True):
-                x, logdet = _through(_encode, step, x, given, prepared)
+                x, logdet = _encode(step, x, given, prepared)
                 total = total + logdet
             if str(level) in self.splits:
                 x, latent, logdet = cast(Split, self.splits[str(level)]).encode(x)
@@ -183,7 +193,7 @@ class ConditionalGlow(nn.Module):
                 x = cast(Split, self.splits[str(level)]).decode(x, split_latents.pop())
             steps, own = _steps(self.levels[level - 1]), prepared.steps[level - 1]
             for step, given in zip(reversed(steps), reversed(own), strict=True):
-                (x,) = _through(_decode, step, x, given, prepared)
+                x = _decode(step, x, given, prepared)
         return x
 
 
@@ -197,38 +207,37 @@ def _begin(level: nn.Module, features: FeatureMap) -> list[Any]:
     if not features.in_tiles:
         return [features] * len(steps)
     kernels = [step.feature_kernel() for step in steps if isinstance(step, FlowStep)]
-    # Gradients of all responses of a call are kept until the last is there: not of too many.
+    # Of the kernels of a call gradients are there at the same time: not of too many.
     each = max(1, len(kernels)) if activations_kept() else TOGETHER
     calls = [kernels[start : start + each] for start in range(0, len(kernels), each)]
     responses = iter([one for call in calls for one in features.convolve_all(call)])
     return [next(responses) if isinstance(step, FlowStep) else features for step in steps]
 
 
-def _through(
-    function: Callable[..., tuple[Tensor, ...]],
-    step: Invertible,
-    x: Tensor,
-    given: Any,
-    prepared: Prepared,
-) -> tuple[Tensor, ...]:
-    """``function(step, x, given, later)``, computed again for gradients if that saves memory."""
-    later = prepared.later
+def _encode(step: Invertible, x: Tensor, given: Any, prepared: Prepared) -> tuple[Tensor, Tensor]:
+    if not prepared.later:
+        return step.encode(x, given)
     if not isinstance(step, FlowStep):  # linear: its gradients need its input alone
-        return function(step, x, given, later)
+        return step.encode(x, step.prepare(given))
     if not isinstance(given, tuple):
-        return recomputed(function, step, x, given, later)
-    return recomputed_whole(
-        lambda x, *responses: function(step, x, responses, later),
-        step.parameters(),
-        x,
-        *given,
-        saves=2 * prepared.kept,  # each network's two hidden maps
+        return recomputed(lambda x: step.encode(x, step.prepare(given)), x)
+    return encode_with_gradients(
+        step.fold, list(step.parameters()), x, given, keep=not worthwhile(prepared.hidden)
     )
 
 
-def _encode(step: Invertible, x: Tensor, given: Any, later: bool) -> tuple[Tensor, Tensor]:
-    return step.encode(x, step.prepare(given) if later else given)
-
-
-def _decode(step: Invertible, z: Tensor, given: Any, later: bool) -> tuple[Tensor]:
-    return (step.decode(z, step.prepare(given) if later else given),)
+def _decode(step: Invertible, z: Tensor, given: Any, prepared: Prepared) -> Tensor:
+    if not prepared.later:
+        return step.decode(z, given)
+    if not isinstance(step, FlowStep):
+        return step.decode(z, step.prepare(given))
+    if not isinstance(given, tuple):
+        return recomputed(lambda z: step.decode(z, step.prepare(given)), z)
+    (x,) = recomputed_whole(
+        lambda z, *responses: (step.decode(z, step.prepare(responses)),),
+        step.parameters(),
+        z,
+        *given,
+        saves=prepared.hidden,
+    )
+    return x

@@ -44,20 +44,28 @@ class Grid:
         """Zeros for maps with the border that tiles need, [B, 4 rows + 2, 4 columns + 2, C]."""
         return like.new_zeros(self.batch, 4 * self.rows + 2, 4 * self.columns + 2, channels)
 
-    def images_together(self) -> list[slice]:
-        """Images after images that have about BAND tiles, or one at a time."""
-        each = max(1, BAND // (self.rows * self.columns))
+    def images_together(self, most: int = BAND) -> list[slice]:
+        """Images after images that have about so many tiles, or one at a time."""
+        each = max(1, most // (self.rows * self.columns))
         return [slice(i, min(i + each, self.batch)) for i in range(0, self.batch, each)]
 
-    def regions(self) -> list[Region]:
-        """Parts of about BAND tiles, from top to bottom, one image after the other."""
-        several = self.rows * self.columns <= BAND // 2
-        rows = self.rows if several else min(self.rows, self.rows_together)
+    def regions(self, most: int = BAND) -> list[Region]:
+        """Parts of about so many tiles, from top to bottom, one image after the other."""
+        together = self.images_together(most)
+        several = self.rows * self.columns <= most // 2
+        parts = 1 if several else -(-self.rows // max(1, most // self.columns))
+        rows = -(-self.rows // parts)
         return [
             Region(images, slice(top, min(top + rows, self.rows)), self.columns)
-            for images in self.images_together()
+            for images in together
             for top in range(0, self.rows, rows)
         ]
+
+    def of(self, region: Region) -> Grid:
+        """Its tiles alone, as maps of their own."""
+        images, rows = region.images, region.rows
+        height = min(4 * rows.stop, self.height) - 4 * rows.start
+        return Grid(images.stop - images.start, height, self.width)
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,10 @@ class Region:
     def tiles(self) -> int:
         images, rows = self.images, self.rows
         return (images.stop - images.start) * (rows.stop - rows.start) * self.columns
+
+    def own(self, pixels: Tensor) -> Tensor:
+        """Its tiles' pixels of maps [B, H, W, C]."""
+        return pixels[self.images, 4 * self.rows.start : 4 * self.rows.stop]
 
     def windows(self, padded: Tensor, repeats: int = 1) -> Tensor:
         """All that its tiles see of a map with their border, whose pixels stand so often."""

@@ -1,0 +1,204 @@
+"""A step of the flow, encoded with gradients that are computed by hand.
+
+Kept are the step's input, what the coupling changed, and both scales. The hidden maps, which are
+several times as large, are computed again from the responses to the features; the last
+convolutions, which take most of the time, are not: gradients need the scales alone of what they
+predict. With z = x / scale - shift and log|det| = -sum(log(scale)),
+
+    d/dx = g / scale,   d/dshift = -g,   d/dscale = -(g / scale * x + l) / scale
+
+where g is the gradient of z and l that of log|det|.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deflow_aug.devices import full_precision
+from deflow_aug.flow.base import pixels
+from deflow_aug.flow.coupling import SCALE_EPS, FoldedNet, affine
+from deflow_aug.flow.layers import FoldedMix
+
+Maps = tuple[Tensor, Tensor]
+"""A network's two hidden maps, [B, hidden, H, W]."""
+
+
+@dataclass(frozen=True)
+class FoldedStep:
+    """What the layers of a step are computed as."""
+
+    mix: FoldedMix
+    coupling: FoldedNet
+    injector: FoldedNet
+
+    def tensors(self) -> list[Tensor]:
+        """All that gradients go through to the parameters."""
+        own = [self.mix.weight, self.mix.bias, self.mix.logdet]
+        for net in (self.coupling, self.injector):
+            own += [*([] if net.first is None else [net.first]), *net.second, *net.last]
+        return own
+
+
+def encode_with_gradients(
+    fold: Callable[[], FoldedStep],
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    responses: Sequence[Tensor],
+    keep: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """z and log|det| of a step. Gradients of the gradients are refused.
+
+    Args:
+        fold: computes the step of its parameters.
+        parameters: all that it does so from.
+        responses: to the features, in the first layers of coupling and injector.
+        keep: the hidden maps as well, instead of computing them again.
+    """
+    z, logdet = _Encode.apply(fold, keep, x, *responses, *parameters)  # type: ignore[no-untyped-call]
+    return z, logdet
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        fold: Callable[[], FoldedStep],
+        keep: bool,
+        x: Tensor,
+        of_coupling: Tensor,
+        of_injector: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        step = fold()
+        mixed, total = step.mix.encode(x)
+        kept = mixed.shape[1] // 2
+        a, b = mixed[:, :kept], mixed[:, kept:]
+        maps = step.coupling.hidden(of_coupling, a)
+        shift, inner_scale = step.coupling.predict(maps[1])
+        changed, inner = affine(b, shift, inner_scale)
+        others = step.injector.hidden(of_injector)
+        shift, scale = step.injector.predict(others[1])
+        z, outer = affine(torch.cat([a, changed], 1), shift, scale)
+        hidden = (*maps, *others) if keep else ()
+        ctx.fold, ctx.count = fold, len(parameters)
+        ctx.save_for_backward(
+            *parameters, x, of_coupling, of_injector, changed, inner_scale, scale, *hidden
+        )
+        return z, total + inner + outer
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, of_logdet: Tensor) -> tuple[Tensor | None, ...]:
+        parameters, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        x, of_coupling, of_injector, changed, inner_scale, scale, *hidden = saved
+        with torch.enable_grad():
+            step: FoldedStep = ctx.fold()
+        with full_precision(x):
+            mixed, _ = step.mix.encode(x)
+            kept = mixed.shape[1] - changed.shape[1]
+            a, b = mixed[:, :kept], mixed[:, kept:]
+            both = torch.cat([a, changed], 1)
+            inner, raw = _through_affine(grad, of_logdet, both, scale)
+            del both
+            maps = (hidden[2], hidden[3]) if hidden else step.injector.hidden(of_injector)
+            of_injector, outer = _through_net(step.injector, maps, raw)
+            of_a, of_changed = inner[:, :kept], inner[:, kept:]
+            of_b, raw = _through_affine(of_changed, of_logdet, b, inner_scale)
+            maps = (hidden[0], hidden[1]) if hidden else step.coupling.hidden(of_coupling, a)
+            of_coupling, own = _through_net(step.coupling, maps, raw)
+            through, first = _through_first(step.coupling, of_coupling, a)
+            of_mixed = torch.cat([of_a + through, of_b], 1)
+            of_x, mix = _through_mix(step.mix, x, of_mixed, of_logdet)
+        gradients = _of_parameters(
+            step, [*mix, first, *own, *outer], parameters, ctx.needs_input_grad[5:]
+        )
+        return (None, None, of_x, of_coupling, of_injector, *gradients)
+
+
+def _through_affine(
+    grad: Tensor, of_logdet: Tensor, x: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of what the network predicts: shift, and scale before its sigmoid."""
+    of_x = grad / scale
+    # of_scale = -(of_x * x + of_logdet) / scale; of it, times the derivative of the sigmoid,
+    # s (1 - s), where s = scale - SCALE_EPS.
+    raw = torch.addcmul(of_logdet[:, None, None, None], of_x, x).div_(scale)
+    s = scale - SCALE_EPS
+    raw.mul_(s).mul_(s.sub_(1))
+    return of_x, torch.cat([grad.neg(), raw], 1)
+
+
+def _through_net(net: FoldedNet, maps: Maps, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of the first hidden map before its ReLU, and of second and last convolution.
+
+    Args:
+        grad: of what the network predicts.
+    """
+    first, second = maps
+    weight, _ = net.last
+    of_hidden, of_weight = _convolution_backward(grad, second, weight)
+    last = [of_weight, grad.sum((0, 2, 3))]
+    of_hidden = _relu_backward(of_hidden, second)
+    weight, _ = net.second
+    own = [_of_products(of_hidden, first)[:, :, None, None], of_hidden.sum((0, 2, 3))]
+    of_hidden = F.conv2d(of_hidden, weight.transpose(0, 1))
+    return _relu_backward(of_hidden, first), [*own, *last]
+
+
+def _through_first(net: FoldedNet, grad: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the kept channels and of the convolution that sees them."""
+    assert net.first is not None
+    return _convolution_backward(grad, kept, net.first)
+
+
+def _through_mix(
+    mix: FoldedMix, x: Tensor, grad: Tensor, of_logdet: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of x, and of weight, bias and log|det| at each position."""
+    of_x = F.linear(grad.movedim(1, -1), mix.weight.mT).movedim(-1, 1)
+    own = [_of_products(grad, x), grad.sum((0, 2, 3)), of_logdet.sum() * pixels(x)]
+    return of_x, own
+
+
+def _of_products(grad: Tensor, x: Tensor) -> Tensor:
+    """Of ``weight`` [O, C], where ``weight @ x`` at every position has this gradient."""
+    images = [y.movedim(1, -1).reshape(len(y), -1, y.shape[1]) for y in (grad, x)]
+    return torch.bmm(images[0].mT, images[1]).sum(0)
+
+
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and weight of ``conv2d(x, weight, padding=1)``."""
+    settings = [0], [1, 1], [1, 1], [1, 1], False, [0, 0], 1
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, *settings, [True, True, False]
+    )
+    return of_x, of_weight
+
+
+def _relu_backward(grad: Tensor, result: Tensor) -> Tensor:
+    """Nothing where the result of a ReLU is nothing."""
+    gradient: Tensor = torch.ops.aten.threshold_backward(grad, result, 0)
+    return gradient
+
+
+def _of_parameters(
+    step: FoldedStep,
+    grads: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """What the parameters get of the gradients of what they were folded to."""
+    wanted = [own for own, need in zip(parameters, needed, strict=True) if need]
+    through = [(o, g) for o, g in zip(step.tensors(), grads, strict=True) if o.requires_grad]
+    if not through or not wanted:
+        return [None] * len(parameters)
+    outputs, gradients = zip(*through, strict=True)
+    found = iter(torch.autograd.grad(outputs, wanted, gradients, allow_unused=True))
+    return [next(found) if need else None for need in needed]
