@@ -20,9 +20,8 @@ from deflow_aug.dense import (
     DenseKernels,
     DenseMaps,
 )
-from deflow_aug.flow import winograd
+from deflow_aug.flow import transposed, winograd
 from deflow_aug.flow.grid import Grid
-from deflow_aug.flow.winograd import ResultsTransposed, TransformTransposed
 
 
 class Workspace:
@@ -203,7 +202,7 @@ class _DenseBackward:
             start, stop = joined.rows[together[0]].start, joined.rows[together[-1]].stop
             inputs = self._tiles[:, :, : joined.inputs[together[0]]]
             products = torch.bmm(self._sums[:, :, start:stop].mT, inputs)
-            whole = winograd.transform_kernel_transposed(products)
+            whole = transposed.transform_kernel(products)
             for number in together:
                 rows = joined.rows[number]
                 own = whole[rows.start - start : rows.stop - start]
@@ -223,12 +222,12 @@ class _StepBackward:
         grid, scratch, rows = maps.grid, maps.scratch, joined.rows[number]
         self.own = padded[:, : grid.height, : grid.width]
         """The gradient of the result, [B, H, W, O], to be written there before."""
-        self._results = ResultsTransposed([padded], sums[:, :, rows], scratch)
+        self._results = transposed.Results([padded], sums[:, :, rows], scratch)
         start = joined.inputs[number - 1] if number else 0
         end = joined.inputs[number]
         self._sums, self._kernel = sums[:, :, : rows.stop], joined.whole[:, : rows.stop, start:end]
         self._later = scratch.second((36, grid.tiles, end - start))
-        self._transform = TransformTransposed([self._later], grid, scratch=scratch)
+        self._transform = transposed.Transform([self._later], grid, scratch=scratch)
         self._window = self._transform.window[:, 1 : 1 + grid.height, 1 : 1 + grid.width]
 
     def __call__(self) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from deflow_aug.flow import convolution, toom_cook, winograd
+from deflow_aug.flow import convolution, toom_cook, transposed, winograd
 from deflow_aug.flow.convolution import Kernels, convolve, in_tiles
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.grid import Grid
@@ -50,16 +50,16 @@ def test_transposes_are_those_of_the_transforms(height: int, width: int, repeats
     tiles = winograd.transform(x, repeats)
     assert tiles.shape == (toom_cook.products(repeats), grid.tiles, 3)
     grad = torch.randn_like(tiles)
-    check(tiles, grad, x, winograd.transform_transposed(grad, grid, repeats))
+    check(tiles, grad, x, transposed.transform(grad, grid, repeats))
     weight = torch.randn(4, 3, 3, 3).double()
     kernel = winograd.transform_kernel(weight, repeats)
     grad = torch.randn_like(kernel)
-    check(kernel, grad, weight, winograd.transform_kernel_transposed(grad))
+    check(kernel, grad, weight, transposed.transform_kernel(grad))
     sums = torch.randn(len(tiles), grid.tiles, 4).double()
     unit, no_bias = torch.eye(4).double().expand(len(tiles), 4, 4), torch.zeros(4).double()
     (result,) = winograd.convolve([sums], [unit], no_bias, grid)
     grad = torch.randn_like(result)
-    check(result, grad, sums, winograd.results_transposed([grad], grid, len(tiles)))
+    check(result, grad, sums, transposed.results([grad], grid, len(tiles)))
 
 
 def test_transforms_side_by_side_region_by_region() -> None:
@@ -83,7 +83,7 @@ def test_transforms_side_by_side_region_by_region() -> None:
     grads = [[torch.randn_like(part) for part in parts] for parts in together]
     back = [torch.zeros_like(map_) for map_ in maps]
     for region, own in zip(regions, grads, strict=True):
-        winograd.transform_together_transposed(own, region, repeats, back)
+        transposed.transform_together(own, region, repeats, back)
     # <t(x), y> = <x, t'(y)>
     pairs = [(list(chain(*together)), list(chain(*grads))), (maps, back)]
     products = [sum((a * b).sum() for a, b in zip(*pair, strict=True)) for pair in pairs]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deflow_aug.flow import winograd
+from deflow_aug.flow import transposed, winograd
 from deflow_aug.flow.grid import Grid
 
 TOGETHER = 256
@@ -190,7 +190,7 @@ def _gradients(
         totals: list[Tensor] = []
         for kernels, group, weight in zip(groups, grads, of_weights, strict=True):
             own = [region.own(grad.movedim(1, -1)) for grad in group]
-            sums = winograd.results_transposed(own, grid.of(region), sum(sizes)).split(sizes)
+            sums = transposed.results(own, grid.of(region), sum(sizes)).split(sizes)
             if weight is not None:
                 _add_products(weight, sums, parts, winograd.parts_of(repeats))
             if of_maps:
@@ -204,7 +204,7 @@ def _gradients(
             del sums
         del parts
         if of_maps:
-            winograd.transform_together_transposed(totals, region, repeats, results)
+            transposed.transform_together(totals, region, repeats, results)
     return [one.movedim(-1, 1) for one in results] or [None] * len(maps)
 
 
@@ -228,7 +228,7 @@ def _add_products(
 ) -> None:
     """Adds to the gradient of folded weights what they get of the parts of transformed maps."""
     for one, part, (products, _) in zip(sums, parts, which, strict=True):
-        own = winograd.transform_kernel_transposed(torch.bmm(one.mT, part), products)
+        own = transposed.transform_kernel(torch.bmm(one.mT, part), products)
         weight[:, : part.shape[2]] += own
 
 

@@ -4,8 +4,8 @@ A tile of 4 x 4 results needs 6 x 6 pixels d and a kernel g: it is A^T [(G g G^T
 36 products where the plain convolution takes 144. Summed over channels each of the 36 is a matrix
 product of its own. The three matrices, and how much they round: :mod:`deflow_aug.flow.toom_cook`.
 
-All here is without gradients, on pixels in the order [B, H, W, C]; for each transform there is its
-transpose, which gradients take (:mod:`deflow_aug.flow.convolution`).
+All here is without gradients, on pixels in the order [B, H, W, C]. Each transform has its
+transpose, which gradients take, in :mod:`deflow_aug.flow.transposed`.
 """
 
 from __future__ import annotations
@@ -94,13 +94,13 @@ def _transform(
 
 def _window(pixels: Tensor, region: Region, repeats: int) -> Tensor:
     """What a region's tiles see of maps [B, H, W, C], with zeros around these."""
-    rows, (left, right) = _seen(region, repeats), (1, 4 // repeats * region.columns + 1)
+    rows, (left, right) = seen(region, repeats), (1, 4 // repeats * region.columns + 1)
     above, below = max(0, -rows.start), max(0, rows.stop - pixels.shape[1])
     inside = pixels[region.images, max(0, rows.start) : rows.stop]
     return F.pad(inside, (0, 0, left, right - pixels.shape[2], above, below))
 
 
-def _seen(region: Region, repeats: int) -> slice:
+def seen(region: Region, repeats: int) -> slice:
     """The rows of maps that a region's tiles see, from one above the first."""
     stride = 4 // repeats
     return slice(stride * region.rows.start - 1, stride * region.rows.stop + 1)
@@ -121,99 +121,17 @@ class TransformPadded:
         side = stride + 2
         windows = padded.unfold(1, side, stride).unfold(2, side, stride)
         batch, rows, columns = windows.shape[:3]
-        each = _rows_together(rows, columns * channels)
+        each = rows_together(rows, columns * channels)
         self._windows = windows.unflatten(1, (-1, each)).permute(0, 1, 5, 6, 2, 3, 4)
         self._copies = scratch.first(self._windows.shape)
         blocks = self._copies.view(batch * rows // each, side * side, -1)
-        self._multiply = _Multiply(
+        self._multiply = Multiply(
             toom_cook.matrix("data", padded.dtype, repeats), blocks, out, scratch
         )
 
     def __call__(self) -> None:
         self._copies.copy_(self._windows)
         self._multiply()
-
-
-def transform_transposed(grad: Tensor, grid: Grid, repeats: int = 1) -> Tensor:
-    """The transpose of :func:`transform`: [products, tiles, C] -> [B, H, W, C] / repeats."""
-    window = TransformTransposed([grad], grid, repeats)()
-    return window[:, 1 : 1 + grid.height // repeats, 1 : 1 + grid.width // repeats]
-
-
-def transform_together_transposed(
-    grads: Sequence[Tensor],
-    region: Region,
-    repeats: Sequence[int],
-    to: Sequence[Tensor],
-) -> None:
-    """The transpose of :func:`transform_together`, added to what the maps' gradients are so far.
-
-    Args:
-        to: of each map, [B, H / repeats, W / repeats, C].
-    """
-    counts = [count for _, count in parts_of(repeats)]
-    counted = [own.stop - own.start for own in (region.images, region.rows)]
-    grid = Grid(counted[0], 4 * counted[1], 4 * region.columns)
-    ends = list(accumulate(total.shape[3] for total in to))
-    for number, (total, end, often) in enumerate(zip(to, ends, repeats, strict=True)):
-        own = slice(end - total.shape[3], end)
-        taking_part = zip(grads, counts, strict=True)
-        parts = [grad[:, :, own].contiguous() for grad, count in taking_part if number < count]
-        window, rows = TransformTransposed(parts, grid, often)(), _seen(region, often)
-        inside = slice(max(0, rows.start), min(rows.stop, total.shape[1]))
-        own_rows = slice(inside.start - rows.start, inside.stop - rows.start)
-        total[region.images, inside] += window[:, own_rows, 1 : 1 + total.shape[2]]
-
-
-class TransformTransposed:
-    """The transpose of a transform of the same memory, whenever it is called.
-
-    Args:
-        parts: [products, tiles, C] of all products, one tensor's after the other's.
-    """
-
-    def __init__(
-        self, parts: Sequence[Tensor], grid: Grid, repeats: int = 1, scratch: Scratch | None = None
-    ) -> None:
-        stride, further = 4 // repeats, -(-repeats // 2)
-        side, channels = stride + 2, parts[0].shape[-1]
-        batch, rows, columns = grid.batch, grid.rows, grid.columns
-        each = _rows_together(rows, columns * channels)
-        count = batch * rows // each
-        matrix = toom_cook.matrix("data", parts[0].dtype, repeats).mT
-        flat = count, len(matrix), each * columns * channels
-        self._flat = parts[0].new_empty(flat) if scratch is None else scratch.first(flat)
-        matrices = matrix.split([len(part) for part in parts], 1)
-        self._products = [
-            (own.expand(count, *own.shape), part.view(len(part), count, -1).transpose(0, 1))
-            for own, part in zip(matrices, parts, strict=True)
-        ]
-        windows = self._flat.view(batch, rows // each, side, side, each, columns, channels)
-        # A window covers its own block of pixels, and parts of the ``further`` ones after it.
-        shape = batch, rows + further, stride, columns + further, stride, channels
-        self._total = parts[0].new_empty(shape)
-        self._sums = []
-        for i in range(further + 1):
-            for j in range(further + 1):
-                part = windows[:, :, i * stride : (i + 1) * stride, j * stride : (j + 1) * stride]
-                n, m = part.shape[2:4]
-                place = self._total[:, i : i + rows, :n, j : j + columns, :m]
-                part = part.permute(0, 1, 4, 2, 5, 3, 6)
-                self._sums.append((place.unflatten(1, (-1, each)), part))
-        self.window = self._total.flatten(3, 4).flatten(1, 2)
-        """The gradient of all that the tiles see, and of some more, [B, rows, columns, C]."""
-
-    def __call__(self) -> Tensor:
-        """The window."""
-        for number, (matrices, blocks) in enumerate(self._products):
-            if number:
-                torch.baddbmm(self._flat, matrices, blocks, out=self._flat)
-            else:
-                torch.bmm(matrices, blocks, out=self._flat)
-        self._total.zero_()
-        for place, part in self._sums:
-            place.add_(part)
-        return self.window
 
 
 def transform_kernel(weight: Tensor, repeats: int = 1) -> Tensor:
@@ -231,17 +149,6 @@ def transform_taps(taps: Tensor, repeats: int = 1, out: Tensor | None = None) ->
     matrices = matrix.view(terms, terms, 9)
     torch.bmm(matrices, flat.expand(terms, *flat.shape), out=out.view(terms, terms, -1))
     return out
-
-
-def transform_kernel_transposed(grad: Tensor, products: slice = slice(None)) -> Tensor:
-    """The transpose of :func:`transform_kernel`: [products, O, C] -> [O, C, 3, 3].
-
-    Args:
-        products: which of the 36 these are, the first ones if it is not said.
-    """
-    some = slice(len(grad)) if products == slice(None) else products
-    flat = toom_cook.matrix("kernel", grad.dtype)[some].mT @ grad.flatten(1)
-    return flat.view(3, 3, *grad.shape[1:]).permute(2, 3, 0, 1)
 
 
 def results(sums: Tensor) -> Tensor:
@@ -266,46 +173,6 @@ class Results:
         torch.bmm(self._matrices, self._sums, out=self._out)
 
 
-def results_transposed(grads: Sequence[Tensor], grid: Grid, count: int = 36) -> Tensor:
-    """The transpose of :func:`results`, of maps [B, H, W, O] side by side: [count, tiles, O]."""
-    bottom, right = 4 * grid.rows - grid.height, 4 * grid.columns - grid.width
-    padded = [
-        F.pad(grad, (0, 0, 0, right, 0, bottom)) if bottom or right else grad for grad in grads
-    ]
-    outputs = sum(grad.shape[-1] for grad in grads)
-    out = grads[0].new_empty(count, grid.tiles, outputs)
-    ResultsTransposed(padded, out, Scratch(out, 16 * grid.tiles * outputs, out.numel()))()
-    return out
-
-
-class ResultsTransposed:
-    """:func:`results_transposed` of the same memory to the same place, whenever it is called.
-
-    Args:
-        grads: [B, H, W, O] of each, H and W multiples of four.
-        out: [products, tiles, O], of all of them.
-    """
-
-    def __init__(self, grads: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        batch, height, width, _ = grads[0].shape
-        rows, columns, outputs = height // 4, width // 4, out.shape[2]
-        each = _rows_together(rows, columns * outputs)
-        copies = scratch.first((batch, rows // each, 4, 4, each, columns, outputs))
-        places = copies.split([grad.shape[3] for grad in grads], -1)
-        self._copies = [
-            (place, grad.unflatten(2, (-1, 4)).unflatten(1, (-1, each, 4)))
-            for place, grad in zip(places, grads, strict=True)
-        ]
-        blocks = copies.view(batch * rows // each, 16, -1)
-        matrix = toom_cook.matrix("result", out.dtype)[:, : len(out)].mT
-        self._multiply = _Multiply(matrix, blocks, [out], scratch)
-
-    def __call__(self) -> None:
-        for place, tiles in self._copies:
-            place.copy_(tiles.permute(0, 1, 3, 5, 2, 4, 6))
-        self._multiply()
-
-
 class Scratch:
     """Memory for what is computed on the way, which else comes page by page each time."""
 
@@ -319,7 +186,7 @@ class Scratch:
         return self._buffers[1][: math.prod(shape)].view(shape)
 
 
-class _Multiply:
+class Multiply:
     """``matrix`` [m, n] times every block of columns, [blocks, n, N], to ``out``, [m, tiles, C],
     or to several of them, which have the m one after the other.
 
@@ -343,7 +210,7 @@ class _Multiply:
             out.copy_(part)
 
 
-def _rows_together(rows: int, columns: int) -> int:
+def rows_together(rows: int, columns: int) -> int:
     """How many rows of so many columns make a block; of an even number of rows an even one."""
     divisors = (n for n in range(rows, 0, -1) if rows % n == 0)
     even = rows % 2 == 0
