@@ -72,7 +72,8 @@ class _RRDB(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        parameters, kept = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        saved = ctx.saved_tensors
+        parameters, kept = saved[: ctx.count], saved[ctx.count :]
         workspace: Workspace = ctx.workspace
         if workspace.back is None:
             workspace.back = _Backward(grad.movedim(1, -1), _by_block(parameters))
@@ -119,9 +120,9 @@ class _Backward:
         # Of every block; only the last images may be fewer.
         sizes = [pixels[some] for some in self._images[-2:]]
         self._maps = [[DenseMaps(one, growth, whole=True) for _ in blocks] for one in sizes]
-        sums = torch.empty_like(self._maps[0][0].tiles())
+        memory = _Memory(self._maps[0][0])
         self._blocks = [
-            [_DenseBackward(*pair, sums) for pair in zip(maps, self._joined, strict=True)]
+            [_DenseBackward(*pair, memory) for pair in zip(maps, self._joined, strict=True)]
             for maps in self._maps
         ]
 
@@ -160,27 +161,38 @@ class _Backward:
         return torch.cat(inputs) if len(inputs) > 1 else inputs[0], gradients
 
 
-class _DenseBackward:
-    """Gradients of a dense block whose maps, transformed, are there.
+class _Memory:
+    """What all dense blocks use one after the other.
 
     Args:
-        sums: memory for the gradients of all results, transformed.
+        maps: those of the most images.
     """
 
-    def __init__(self, maps: DenseMaps, joined: _Joined, sums: Tensor) -> None:
+    def __init__(self, maps: DenseMaps) -> None:
+        grid, tiles = maps.grid, maps.tiles()
+        self.sums = torch.empty_like(tiles).flatten()
+        """For the gradients of all results, transformed."""
+        rows, columns = 4 * grid.rows, 4 * grid.columns
+        self.window = tiles.new_empty(grid.batch * (rows + 4) * (columns + 4) * maps.channels)
+        """For the gradient of a map."""
+        widths = [maps.growth] * (CONVOLUTIONS - 1) + [maps.channels]
+        padded = {width: tiles.new_zeros(grid.batch, rows, columns, width) for width in set(widths)}
+        self.results = [padded[width] for width in widths]
+        """For gradients of the results, with room for whole tiles."""
+
+
+class _DenseBackward:
+    """Gradients of a dense block whose maps, transformed, are there."""
+
+    def __init__(self, maps: DenseMaps, joined: _Joined, memory: _Memory) -> None:
         self._maps, self._joined, self._tiles = maps, joined, maps.tiles()
         shape = self._tiles.shape
-        self._sums = sums.flatten()[: shape.numel()].view(shape)
-        # Gradients of results, with room for whole tiles.
-        batch, rows, columns = maps.grid.batch, 4 * maps.grid.rows, 4 * maps.grid.columns
-        padded = {
-            width: sums.new_zeros(batch, rows, columns, width)
-            for width in (maps.channels, maps.growth)
-        }
-        widths = [maps.growth] * (CONVOLUTIONS - 1) + [maps.channels]
+        self._sums = memory.sums[: shape.numel()].view(shape)
         self._steps = [
-            _StepBackward(maps, joined, self._sums, number, padded[width])
-            for number, width in enumerate(widths)
+            _StepBackward(
+                maps, joined, self._sums, number, padded[: maps.grid.batch], memory.window
+            )
+            for number, padded in enumerate(memory.results)
         ]
 
     def __call__(self, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -217,7 +229,13 @@ class _StepBackward:
     """
 
     def __init__(
-        self, maps: DenseMaps, joined: _Joined, sums: Tensor, number: int, padded: Tensor
+        self,
+        maps: DenseMaps,
+        joined: _Joined,
+        sums: Tensor,
+        number: int,
+        padded: Tensor,
+        window: Tensor,
     ) -> None:
         grid, scratch, rows = maps.grid, maps.scratch, joined.rows[number]
         self.own = padded[:, : grid.height, : grid.width]
@@ -227,7 +245,7 @@ class _StepBackward:
         end = joined.inputs[number]
         self._sums, self._kernel = sums[:, :, : rows.stop], joined.whole[:, : rows.stop, start:end]
         self._later = scratch.second((36, grid.tiles, end - start))
-        self._transform = transposed.Transform([self._later], grid, scratch=scratch)
+        self._transform = transposed.Transform([self._later], grid, scratch=scratch, window=window)
         self._window = self._transform.window[:, 1 : 1 + grid.height, 1 : 1 + grid.width]
 
     def __call__(self) -> Tensor:

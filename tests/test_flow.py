@@ -301,12 +301,13 @@ def test_initializing_ends_when_the_pass_fails() -> None:
     assert_close(layer.encode(x, x)[0], x, rtol=0, atol=0)
 
 
-def test_initializing_reaches_every_actnorm_of_a_flow() -> None:
-    """Those that stand for the biases of the networks too."""
+@pytest.mark.parametrize("side", [4, 16])
+def test_initializing_reaches_every_actnorm_of_a_flow(side: int) -> None:
+    """Those that stand for the biases of the networks too; on maps of less than a tile, or more."""
     flow = ConditionalGlow(tiny(2, (1,))).double()
     with initializing(flow):
-        prepared = ready_flow(flow, [draw(2, 4, 2, 4), draw(2, 4, 1, 2)])
-        flow.encode(draw(2, 3, 4, 8), prepared)
+        maps = [draw(2, 4, side // 2, side), draw(2, 4, side // 4, side // 2)]
+        flow.encode(draw(2, 3, side, 2 * side), ready_flow(flow, maps))
     norms = [module for module in flow.modules() if isinstance(module, ChannelAffine)]
     # Each level: one in the transition step; one, and two in each of two networks, in the step.
     assert len(norms) == 2 * (1 + 1 + 2 * 2)

@@ -151,7 +151,7 @@ def test_backward_keeps_little_more_than_one_step(
     least = 7 * 4 * (step + block)
     assert least < 0.2 * plain_growth
     if least_saved == 0:
-        assert least <= growth < 1.1 * least
+        assert least <= growth < 1.2 * least  # and what the parameters are folded to
     else:
         assert growth > 1.5 * least
 

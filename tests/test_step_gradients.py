@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small import small_model
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from deflow_aug.flow.glow import FlowStep
 from deflow_aug.flow.step_gradients import encode_with_gradients
@@ -26,7 +28,7 @@ def a_step(channels: int) -> tuple[FlowStep, list[Tensor]]:
 
 def encoded(step: FlowStep, inputs: list[Tensor], keep: bool) -> tuple[Tensor, Tensor]:
     x, *responses = inputs
-    return encode_with_gradients(step.fold, list(step.parameters()), x, responses, keep)
+    return encode_with_gradients(step.fold(), x, responses, keep)
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -82,7 +84,42 @@ def test_gradients_of_gradients_are_refused() -> None:
 
 def test_autocast_around_the_backward_pass_changes_nothing() -> None:
     step, inputs = a_step(4)
-    expected = torch.autograd.grad(encoded(step, inputs, False)[0].square().sum(), inputs[0])
-    loss = encoded(step, inputs, False)[0].square().sum()
+    step.float()
+    inputs = [one.detach().float().requires_grad_() for one in inputs]
+    z, logdet = encoded(step, inputs, False)
+    loss = z.square().sum() + logdet.sum()
+    expected = torch.autograd.grad(loss, inputs, retain_graph=True)
     with torch.autocast("cpu", torch.bfloat16):
-        assert_close(torch.autograd.grad(loss, inputs[0]), expected, rtol=0, atol=0)
+        assert_close(torch.autograd.grad(loss, inputs), expected, rtol=0, atol=0)
+
+
+def test_parameters_that_stand_in_for_the_modules_own() -> None:
+    """And a hook of a parameter's gradient is called once."""
+    model = small_model(levels=1, split_levels=())
+    x = torch.rand(2, 3, 32, 32)
+    noise = torch.randn(2, 3, 32 // model.config.scale, 32 // model.config.scale)
+    given = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    calls: list[Tensor] = []
+    given["flow.levels.0.layers.1.layers.0.affine.bias"].register_hook(calls.append)
+
+    class Loss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self) -> Tensor:
+            return self.model.nll(x, ["clean", "degraded"], noise=noise).mean()
+
+    named = {f"model.{name}": value for name, value in given.items()}
+    loss = torch.func.functional_call(Loss(), named, ())
+    own = model.nll(x, ["clean", "degraded"], noise=noise).mean()
+    expected = torch.autograd.grad(own, list(model.parameters()), allow_unused=True)
+    assert_close(torch.autograd.grad(loss, list(given.values()), allow_unused=True), expected)
+    assert len(calls) == 1
+
+
+def test_checkpointed_from_outside() -> None:
+    step, inputs = a_step(4)
+    plain = torch.autograd.grad(encoded(step, inputs, False)[0].square().sum(), inputs)
+    z, _ = checkpoint(encoded, step, inputs, False, use_reentrant=False)
+    assert_close(torch.autograd.grad(z.square().sum(), inputs), plain)

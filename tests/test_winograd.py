@@ -20,6 +20,11 @@ SIZES = [(1, 1), (2, 2), (3, 2), (5, 8), (12, 21), (50, 48), (4, 2400)]
 """Odd ones too, less than a tile, and more tiles than one band has."""
 
 
+def transformed(x: Tensor, repeats: int) -> Tensor:
+    (tiles,) = winograd.transform_together([x], [repeats])
+    return tiles
+
+
 def upsampled(x: Tensor, repeats: int) -> Tensor:
     return F.interpolate(x, scale_factor=repeats, mode="nearest") if repeats > 1 else x
 
@@ -47,10 +52,12 @@ def test_transposes_are_those_of_the_transforms(height: int, width: int, repeats
 
     grid = Grid(2, height * repeats, width * repeats)
     x = torch.randn(2, height, width, 3).double()
-    tiles = winograd.transform(x, repeats)
+    tiles = transformed(x, repeats)
     assert tiles.shape == (toom_cook.products(repeats), grid.tiles, 3)
     grad = torch.randn_like(tiles)
-    check(tiles, grad, x, transposed.transform(grad, grid, repeats))
+    back = torch.zeros_like(x)
+    transposed.transform_together([grad], grid.whole, [repeats], [back])
+    check(tiles, grad, x, back)
     weight = torch.randn(4, 3, 3, 3).double()
     kernel = winograd.transform_kernel(weight, repeats)
     grad = torch.randn_like(kernel)
@@ -72,7 +79,7 @@ def test_transforms_side_by_side_region_by_region() -> None:
     for map_, often, start in zip(maps, repeats, (0, 3, 5), strict=True):
         some = slice(start, start + map_.shape[3])
         taking_part = [part[:, :, some] for part in whole if part.shape[2] >= some.stop]
-        assert_close(torch.cat(taking_part), winograd.transform(map_, often), rtol=0, atol=1e-12)
+        assert_close(torch.cat(taking_part), transformed(map_, often), rtol=0, atol=1e-12)
     regions = grid.regions(7)
     assert len(regions) > 3
     assert sum(region.tiles for region in regions) == grid.tiles

@@ -228,7 +228,7 @@ def _add_products(
 ) -> None:
     """Adds to the gradient of folded weights what they get of the parts of transformed maps."""
     for one, part, (products, _) in zip(sums, parts, which, strict=True):
-        own = transposed.transform_kernel(torch.bmm(one.mT, part), products)
+        own = transposed.transform_kernel(torch.bmm(one.mT, part), products.start)
         weight[:, : part.shape[2]] += own
 
 

@@ -7,6 +7,8 @@ number of samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -105,19 +107,34 @@ class AffineNet(Folding):
         return response
 
     def folded(self) -> FoldedNet:
-        return self.folded_once("net", lambda: FoldedNet(self))
+        return self.folded_once("net", self.fold)
 
-
-class FoldedNet:
-    """An :class:`AffineNet` as three convolutions."""
-
-    def __init__(self, net: AffineNet) -> None:
-        self.settle_first, self.settle_second = net.first.settle, net.second.settle
-        self.first = net.first.folded(slice(net.kept))[0] if net.kept else None
-        self.second = net.second.folded()
-        weight, bias = net.last.folded()
+    def fold(self) -> FoldedNet:
+        first = self.first.folded(slice(self.kept))[0] if self.kept else None
+        weight, bias = self.last.folded()
         shift_bias, raw_bias = bias.chunk(2)
-        self.last = weight, torch.cat([shift_bias, raw_bias + 2])
+        last = weight, torch.cat([shift_bias, raw_bias + 2])
+        settle = self.first.settle, self.second.settle
+        return FoldedNet(first, self.second.folded(), last, settle)
+
+
+Settle = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class FoldedNet:
+    """An :class:`AffineNet` as three convolutions.
+
+    Args:
+        first: of the kept channels, a weight; None if there are none.
+        second, last: weight and bias.
+        settle: what the two hidden maps pass before their ReLU, see :meth:`ConvActNorm.settle`.
+    """
+
+    first: Tensor | None
+    second: tuple[Tensor, Tensor]
+    last: tuple[Tensor, Tensor]
+    settle: tuple[Settle, Settle] | None = None
 
     def __call__(self, response: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Shift and scale."""
@@ -129,8 +146,9 @@ class FoldedNet:
         first = response
         if self.first is not None and kept is not None:
             first = F.conv2d(kept, self.first, padding=1).add_(first)
-        first = F.relu(self.settle_first(first), inplace=kept is not None)
-        return first, F.relu_(self.settle_second(F.conv2d(first, *self.second)))
+        settle_first, settle_second = self.settle or (_as_it_is, _as_it_is)
+        first = F.relu(settle_first(first), inplace=kept is not None)
+        return first, F.relu_(settle_second(F.conv2d(first, *self.second)))
 
     def predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Shift and scale, of the second hidden map."""
@@ -140,6 +158,10 @@ class FoldedNet:
         # Each in memory of its own: of some channels of a map everything is computed much slower.
         shift, raw = (half.contiguous(memory_format=torch.channels_last) for half in (shift, raw))
         return shift, raw.sigmoid_().add_(SCALE_EPS)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def affine(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from deflow_aug.flow.split import Split
 from deflow_aug.flow.step_gradients import FoldedStep, encode_with_gradients
 from deflow_aug.recompute import activations_kept, recomputed, recomputed_whole, worthwhile
 
-TOGETHER = 8
+TOGETHER = 6
 """Flow steps whose responses get their gradients together, where memory counts."""
 
 
@@ -48,6 +48,11 @@ class MixingStep(Chain):
     def prepare(self, features: FeatureMap) -> list[Any]:
         return [self.folded_once("mix", self.mix)]
 
+    @property
+    def initializing(self) -> bool:
+        """Whether its actnorm is about to be initialised."""
+        return cast(ActNorm, self.layers[0]).affine.initializing
+
     def mix(self) -> FoldedMix:
         """Of actnorm and 1x1 convolution."""
         actnorm, conv = self.layers[:2]
@@ -57,7 +62,7 @@ class MixingStep(Chain):
     def encode(self, x: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
         mix, *others = prepared
         actnorm, conv, *further = (cast(Invertible, layer) for layer in self.layers)
-        if cast(ActNorm, actnorm).affine.initializing:
+        if self.initializing:
             # What was folded is the actnorm as it was.
             x, _ = actnorm.encode(x)
             x, _ = conv.encode(x)
@@ -221,9 +226,9 @@ def _encode(step: Invertible, x: Tensor, given: Any, prepared: Prepared) -> tupl
         return step.encode(x, step.prepare(given))
     if not isinstance(given, tuple):
         return recomputed(lambda x: step.encode(x, step.prepare(given)), x)
-    return encode_with_gradients(
-        step.fold, list(step.parameters()), x, given, keep=not worthwhile(prepared.hidden)
-    )
+    if step.initializing:  # which what is folded knows nothing of
+        return step.encode(x, step.prepare(given))
+    return encode_with_gradients(step.fold(), x, given, keep=not worthwhile(prepared.hidden))
 
 
 def _decode(step: Invertible, z: Tensor, given: Any, prepared: Prepared) -> Tensor:

@@ -85,10 +85,9 @@ class Region:
         """Its tiles' pixels of maps [B, H, W, C]."""
         return pixels[self.images, 4 * self.rows.start : 4 * self.rows.stop]
 
-    def windows(self, padded: Tensor, repeats: int = 1) -> Tensor:
-        """All that its tiles see of a map with their border, whose pixels stand so often."""
-        stride = 4 // repeats
-        return padded[self.images, stride * self.rows.start : stride * self.rows.stop + 2]
+    def windows(self, padded: Tensor) -> Tensor:
+        """All that its tiles see of a map with their border."""
+        return padded[self.images, 4 * self.rows.start : 4 * self.rows.stop + 2]
 
     def pixels(self, padded: Tensor) -> Tensor:
         """Its tiles' own pixels in such a map, [images, rows, columns, 4, 4, C]."""

@@ -145,11 +145,11 @@ class Conv1x1(Invertible):
         return inverse.to(self.log_s.dtype)
 
     def encode(self, x: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
-        z = _mix(x, self.weight())
+        z = mix(x, self.weight())
         return z, per_image(self.log_s.sum() * pixels(x), x)
 
     def decode(self, z: Tensor, prepared: Any = None) -> Tensor:
-        return _mix(z, self.inverse_weight())
+        return mix(z, self.inverse_weight())
 
 
 class FoldedMix:
@@ -173,13 +173,13 @@ class FoldedMix:
         return self
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return _mix(x, self.weight, self.bias), per_image(self.logdet * pixels(x), x)
+        return mix(x, self.weight, self.bias), per_image(self.logdet * pixels(x), x)
 
     def decode(self, z: Tensor) -> Tensor:
-        return _mix(z, self.inverse, -self.actnorm.bias)
+        return mix(z, self.inverse, -self.actnorm.bias)
 
 
-def _mix(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def mix(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """weight @ x + bias at every position."""
     # Not conv2d: that computes in TF32 on GPUs, and with it this layer would not invert exactly.
     return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)

@@ -12,7 +12,7 @@ where g is the gradient of z and l that of log|det|.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from deflow_aug.devices import full_precision
 from deflow_aug.flow.base import pixels
 from deflow_aug.flow.coupling import SCALE_EPS, FoldedNet, affine
-from deflow_aug.flow.layers import FoldedMix
+from deflow_aug.flow.layers import FoldedMix, mix
 
 Maps = tuple[Tensor, Tensor]
 """A network's two hidden maps, [B, hidden, H, W]."""
@@ -40,28 +40,22 @@ class FoldedStep:
 
     def tensors(self) -> list[Tensor]:
         """All that gradients go through to the parameters."""
-        own = [self.mix.weight, self.mix.bias, self.mix.logdet]
-        for net in (self.coupling, self.injector):
-            own += [*([] if net.first is None else [net.first]), *net.second, *net.last]
-        return own
+        coupling, injector = self.coupling, self.injector
+        assert coupling.first is not None
+        own = [self.mix.weight, self.mix.bias, self.mix.logdet, coupling.first]
+        return [*own, *coupling.second, *coupling.last, *injector.second, *injector.last]
 
 
 def encode_with_gradients(
-    fold: Callable[[], FoldedStep],
-    parameters: Sequence[Tensor],
-    x: Tensor,
-    responses: Sequence[Tensor],
-    keep: bool = False,
+    step: FoldedStep, x: Tensor, responses: Sequence[Tensor], keep: bool = False
 ) -> tuple[Tensor, Tensor]:
     """z and log|det| of a step. Gradients of the gradients are refused.
 
     Args:
-        fold: computes the step of its parameters.
-        parameters: all that it does so from.
         responses: to the features, in the first layers of coupling and injector.
         keep: the hidden maps as well, instead of computing them again.
     """
-    z, logdet = _Encode.apply(fold, keep, x, *responses, *parameters)  # type: ignore[no-untyped-call]
+    z, logdet = _Encode.apply(step, keep, x, *responses, *step.tensors())  # type: ignore[no-untyped-call]
     return z, logdet
 
 
@@ -69,14 +63,13 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        fold: Callable[[], FoldedStep],
+        step: FoldedStep,
         keep: bool,
         x: Tensor,
         of_coupling: Tensor,
         of_injector: Tensor,
-        *parameters: Tensor,
+        *folded: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        step = fold()
         mixed, total = step.mix.encode(x)
         kept = mixed.shape[1] // 2
         a, b = mixed[:, :kept], mixed[:, kept:]
@@ -87,39 +80,38 @@ class _Encode(torch.autograd.Function):
         shift, scale = step.injector.predict(others[1])
         z, outer = affine(torch.cat([a, changed], 1), shift, scale)
         hidden = (*maps, *others) if keep else ()
-        ctx.fold, ctx.count = fold, len(parameters)
+        ctx.count = len(folded)
         ctx.save_for_backward(
-            *parameters, x, of_coupling, of_injector, changed, inner_scale, scale, *hidden
+            *folded, x, of_coupling, of_injector, changed, inner_scale, scale, *hidden
         )
         return z, total + inner + outer
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, of_logdet: Tensor) -> tuple[Tensor | None, ...]:
-        parameters, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        x, of_coupling, of_injector, changed, inner_scale, scale, *hidden = saved
-        with torch.enable_grad():
-            step: FoldedStep = ctx.fold()
+        saved = ctx.saved_tensors
+        # As FoldedStep.tensors() has them.
+        weight, bias, _, first, *others = saved[: ctx.count]
+        coupling = FoldedNet(first, (others[0], others[1]), (others[2], others[3]))
+        injector = FoldedNet(None, (others[4], others[5]), (others[6], others[7]))
+        x, of_coupling, of_injector, changed, inner_scale, scale, *hidden = saved[ctx.count :]
         with full_precision(x):
-            mixed, _ = step.mix.encode(x)
+            mixed = mix(x, weight, bias)
             kept = mixed.shape[1] - changed.shape[1]
             a, b = mixed[:, :kept], mixed[:, kept:]
             both = torch.cat([a, changed], 1)
             inner, raw = _through_affine(grad, of_logdet, both, scale)
             del both
-            maps = (hidden[2], hidden[3]) if hidden else step.injector.hidden(of_injector)
-            of_injector, outer = _through_net(step.injector, maps, raw)
+            maps = (hidden[2], hidden[3]) if hidden else injector.hidden(of_injector)
+            of_injector, outer = _through_net(injector, maps, raw)
             of_a, of_changed = inner[:, :kept], inner[:, kept:]
             of_b, raw = _through_affine(of_changed, of_logdet, b, inner_scale)
-            maps = (hidden[0], hidden[1]) if hidden else step.coupling.hidden(of_coupling, a)
-            of_coupling, own = _through_net(step.coupling, maps, raw)
-            through, first = _through_first(step.coupling, of_coupling, a)
+            maps = (hidden[0], hidden[1]) if hidden else coupling.hidden(of_coupling, a)
+            of_coupling, own = _through_net(coupling, maps, raw)
+            through, of_first = _convolution_backward(of_coupling, a, first)
             of_mixed = torch.cat([of_a + through, of_b], 1)
-            of_x, mix = _through_mix(step.mix, x, of_mixed, of_logdet)
-        gradients = _of_parameters(
-            step, [*mix, first, *own, *outer], parameters, ctx.needs_input_grad[5:]
-        )
-        return (None, None, of_x, of_coupling, of_injector, *gradients)
+            of_x, of_mix = _through_mix(weight, x, of_mixed, of_logdet)
+        return (None, None, of_x, of_coupling, of_injector, *of_mix, of_first, *own, *outer)
 
 
 def _through_affine(
@@ -152,17 +144,11 @@ def _through_net(net: FoldedNet, maps: Maps, grad: Tensor) -> tuple[Tensor, list
     return _relu_backward(of_hidden, first), [*own, *last]
 
 
-def _through_first(net: FoldedNet, grad: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the kept channels and of the convolution that sees them."""
-    assert net.first is not None
-    return _convolution_backward(grad, kept, net.first)
-
-
 def _through_mix(
-    mix: FoldedMix, x: Tensor, grad: Tensor, of_logdet: Tensor
+    weight: Tensor, x: Tensor, grad: Tensor, of_logdet: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Gradients of x, and of weight, bias and log|det| at each position."""
-    of_x = F.linear(grad.movedim(1, -1), mix.weight.mT).movedim(-1, 1)
+    of_x = mix(grad, weight.mT)
     own = [_of_products(grad, x), grad.sum((0, 2, 3)), of_logdet.sum() * pixels(x)]
     return of_x, own
 
@@ -186,19 +172,3 @@ def _relu_backward(grad: Tensor, result: Tensor) -> Tensor:
     """Nothing where the result of a ReLU is nothing."""
     gradient: Tensor = torch.ops.aten.threshold_backward(grad, result, 0)
     return gradient
-
-
-def _of_parameters(
-    step: FoldedStep,
-    grads: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    """What the parameters get of the gradients of what they were folded to."""
-    wanted = [own for own, need in zip(parameters, needed, strict=True) if need]
-    through = [(o, g) for o, g in zip(step.tensors(), grads, strict=True) if o.requires_grad]
-    if not through or not wanted:
-        return [None] * len(parameters)
-    outputs, gradients = zip(*through, strict=True)
-    found = iter(torch.autograd.grad(outputs, wanted, gradients, allow_unused=True))
-    return [next(found) if need else None for need in needed]

@@ -5,6 +5,7 @@ All here is without gradients of its own, on pixels in the order [B, H, W, C].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -15,12 +16,6 @@ from torch import Tensor
 from deflow_aug.flow import toom_cook
 from deflow_aug.flow.grid import Grid, Region
 from deflow_aug.flow.winograd import Multiply, Scratch, parts_of, rows_together, seen
-
-
-def transform(grad: Tensor, grid: Grid, repeats: int = 1) -> Tensor:
-    """Of :func:`winograd.transform`: [products, tiles, C] -> [B, H, W, C] / repeats."""
-    window = Transform([grad], grid, repeats)()
-    return window[:, 1 : 1 + grid.height // repeats, 1 : 1 + grid.width // repeats]
 
 
 def transform_together(
@@ -53,10 +48,16 @@ class Transform:
 
     Args:
         parts: [products, tiles, C] of all products, one tensor's after the other's.
+        window: memory for the result, [elements], no fewer than of ``window`` below.
     """
 
     def __init__(
-        self, parts: Sequence[Tensor], grid: Grid, repeats: int = 1, scratch: Scratch | None = None
+        self,
+        parts: Sequence[Tensor],
+        grid: Grid,
+        repeats: int = 1,
+        scratch: Scratch | None = None,
+        window: Tensor | None = None,
     ) -> None:
         stride, further = 4 // repeats, -(-repeats // 2)
         side, channels = stride + 2, parts[0].shape[-1]
@@ -74,7 +75,10 @@ class Transform:
         windows = self._flat.view(batch, rows // each, side, side, each, columns, channels)
         # A window covers its own block of pixels, and parts of the ``further`` ones after it.
         shape = batch, rows + further, stride, columns + further, stride, channels
-        self._total = parts[0].new_empty(shape)
+        if window is None:
+            self._total = parts[0].new_empty(shape)
+        else:
+            self._total = window[: math.prod(shape)].view(shape)
         self._sums = []
         for i in range(further + 1):
             for j in range(further + 1):
@@ -99,13 +103,13 @@ class Transform:
         return self.window
 
 
-def transform_kernel(grad: Tensor, products: slice | None = None) -> Tensor:
+def transform_kernel(grad: Tensor, start: int = 0) -> Tensor:
     """Of :func:`winograd.transform_kernel`: [products, O, C] -> [O, C, 3, 3].
 
     Args:
-        products: which of the 36 these are, the first ones if it is not said.
+        start: the first of the 36 products that these are.
     """
-    some = toom_cook.matrix("kernel", grad.dtype)[products or slice(len(grad))]
+    some = toom_cook.matrix("kernel", grad.dtype)[start : start + len(grad)]
     flat = some.mT @ grad.flatten(1)
     return flat.view(3, 3, *grad.shape[1:]).permute(2, 3, 0, 1)
 

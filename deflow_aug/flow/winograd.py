@@ -27,28 +27,18 @@ COLUMNS = 640
 cache, and on small maps makes enough blocks for several cores to share evenly."""
 
 
-def transform(pixels: Tensor, repeats: int = 1) -> Tensor:
-    """B^T d B of every tile of a map: [products, tiles, C].
-
-    Args:
-        pixels: [B, H / repeats, W / repeats, C].
-        repeats: how often each stands in both directions: 1, 2 or 4.
-    """
-    (out,) = transform_together([pixels], [repeats])
-    return out
-
-
 def transform_together(
     maps: Sequence[Tensor], repeats: Sequence[int], region: Region | None = None
 ) -> list[Tensor]:
-    """:func:`transform` of maps side by side: [some products, tiles, their channels] of each part.
+    """B^T d B of every tile of maps side by side: [some products, tiles, their channels] each.
 
     Pixels that stand more often take part in fewer products: the first ones are of all maps, those
     that follow of some of them. Each part is one operand of :func:`convolve`.
 
     Args:
-        maps: as :func:`transform` takes them, all of the same size where their pixels are repeated.
-        repeats: of each, in ascending order.
+        maps: [B, H / repeats, W / repeats, C] of each.
+        repeats: how often the pixels of each stand in both directions (1, 2, 4), in ascending
+            order.
         region: of which tiles; without it of all.
     """
     grid = Grid(len(maps[0]), *(side * repeats[0] for side in maps[0].shape[1:3]))
@@ -81,7 +71,7 @@ def parts_of(repeats: Sequence[int]) -> list[tuple[slice, int]]:
 def _transform(
     pixels: Tensor, repeats: int, regions: Sequence[Region], out: Sequence[Tensor]
 ) -> None:
-    """:func:`transform` of regions, written to tensors that have one product after the other."""
+    """Of one map and regions of it, written to tensors that have one product after the other."""
     most = max(region.tiles for region in regions)
     size, start = most * pixels.shape[3], 0
     # Of windows as many pixels as a tile sees of the map.
@@ -107,7 +97,7 @@ def seen(region: Region, repeats: int) -> slice:
 
 
 class TransformPadded:
-    """:func:`transform` of the same memory to the same place, whenever it is called.
+    """B^T d B of every tile in the same memory to the same place, whenever it is called.
 
     Args:
         padded: a map with the border that its tiles need.
