@@ -156,16 +156,16 @@ class ConditionalGlow(nn.Module):
         Args:
             features: the conditioning map of each level, at 1/2, 1/4, ... of the image's size.
         """
-        later = torch.is_grad_enabled()
-        steps: list[list[Any]] = []
+        later, levels = torch.is_grad_enabled(), list(zip(self.levels, features, strict=True))
         # The backward pass begins with what came last: with the gradients of the largest level's
-        # responses, which are those that take most memory as long as they wait.
-        for level, feature in reversed(list(zip(self.levels, features, strict=True))):
-            # What convolutions of a map share is kept in it, and goes with this copy of it.
-            own = replace(feature)
-            steps.insert(
-                0, _begin(level, own) if later else [step.prepare(own) for step in _steps(level)]
-            )
+        # responses, which are those that take most memory as long as they wait. Without gradients
+        # it is what the largest level computes on the way that takes most: before all the others.
+        order = reversed(levels) if later else levels
+        begin = _begin if later else _prepare
+        # What convolutions of a map share is kept in it, and goes with this copy of it.
+        steps = [begin(level, replace(own)) for level, own in order]
+        if later:
+            steps.reverse()
         given = [each for own in steps for each in own if later and isinstance(each, tuple)]
         # Of each network two hidden maps, as large as its response.
         return Prepared(steps, later, 2 * sum(tensor.nbytes for each in given for tensor in each))
@@ -204,6 +204,10 @@ class ConditionalGlow(nn.Module):
 
 def _steps(chain: nn.Module) -> list[Invertible]:
     return [cast(Invertible, step) for step in cast(Chain, chain).layers]
+
+
+def _prepare(level: nn.Module, features: FeatureMap) -> list[Any]:
+    return [step.prepare(features) for step in _steps(level)]
 
 
 def _begin(level: nn.Module, features: FeatureMap) -> list[Any]:
