@@ -130,7 +130,8 @@ class _Convolve(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.repeats, ctx.each = repeats, each
         maps, groups = _grouped(tensors, len(repeats), each)
-        grid, parts = _transformed(maps, repeats)
+        pixels = [x.movedim(1, -1) for x in maps]
+        grid, parts = Grid.over(pixels[0], repeats[0]), winograd.transform_together(pixels, repeats)
         results: list[Tensor] = []
         for kernels in groups:
             transformed = TransformedKernels.of(kernels, _channels(maps), repeats)
@@ -182,7 +183,7 @@ def _gradients(
         of_weights: of each group [O, C, 3, 3], or None.
     """
     pixels = [x.movedim(1, -1) for x in maps]
-    grid, channels = _grid(maps, repeats), _channels(maps)
+    grid, channels = Grid.over(pixels[0], repeats[0]), _channels(maps)
     results = [torch.zeros_like(one) for one in pixels] if of_maps else []
     for region in grid.regions(TOGETHER):
         parts = winograd.transform_together(pixels, repeats, region)
@@ -238,17 +239,6 @@ def _grouped(
     """The maps, and the kernels whose scale, bias and weights follow them."""
     groups = [tensors[start : start + each] for start in range(maps, len(tensors), each)]
     return tensors[:maps], [Kernels(tuple(g[2:]), g[0], g[1]) for g in groups]
-
-
-def _transformed(maps: Sequence[Tensor], repeats: Sequence[int]) -> tuple[Grid, list[Tensor]]:
-    return _grid(maps, repeats), winograd.transform_together(
-        [x.movedim(1, -1) for x in maps], repeats
-    )
-
-
-def _grid(maps: Sequence[Tensor], repeats: Sequence[int]) -> Grid:
-    batch, _, height, width = maps[0].shape
-    return Grid(batch, height * repeats[0], width * repeats[0])
 
 
 def _channels(maps: Sequence[Tensor]) -> list[int]:

@@ -161,9 +161,11 @@ class ConditionalGlow(nn.Module):
         # responses, which are those that take most memory as long as they wait. Without gradients
         # it is what the largest level computes on the way that takes most: before all the others.
         order = reversed(levels) if later else levels
-        begin = _begin if later else _prepare
         # What convolutions of a map share is kept in it, and goes with this copy of it.
-        steps = [begin(level, replace(own)) for level, own in order]
+        steps = [
+            _begin(level, replace(own)) if later else cast(Chain, level).prepare(replace(own))
+            for level, own in order
+        ]
         if later:
             steps.reverse()
         given = [each for own in steps for each in own if later and isinstance(each, tuple)]
@@ -204,10 +206,6 @@ class ConditionalGlow(nn.Module):
 
 def _steps(chain: nn.Module) -> list[Invertible]:
     return [cast(Invertible, step) for step in cast(Chain, chain).layers]
-
-
-def _prepare(level: nn.Module, features: FeatureMap) -> list[Any]:
-    return [step.prepare(features) for step in _steps(level)]
 
 
 def _begin(level: nn.Module, features: FeatureMap) -> list[Any]:

@@ -18,6 +18,12 @@ class Grid:
     height: int
     width: int
 
+    @classmethod
+    def over(cls, pixels: Tensor, repeats: int) -> Grid:
+        """Of maps [B, H, W, C] whose pixels stand so often in both directions."""
+        batch, height, width, _ = pixels.shape
+        return cls(batch, height * repeats, width * repeats)
+
     @property
     def rows(self) -> int:
         return -(-self.height // 4)
@@ -84,6 +90,11 @@ class Region:
     def own(self, pixels: Tensor) -> Tensor:
         """Its tiles' pixels of maps [B, H, W, C]."""
         return pixels[self.images, 4 * self.rows.start : 4 * self.rows.stop]
+
+    def seen(self, repeats: int) -> slice:
+        """The rows that its tiles see of maps whose pixels stand so often: from one above."""
+        stride = 4 // repeats
+        return slice(stride * self.rows.start - 1, stride * self.rows.stop + 1)
 
     def windows(self, padded: Tensor) -> Tensor:
         """All that its tiles see of a map with their border."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deflow_aug.flow import toom_cook
 from deflow_aug.flow.grid import Grid, Region
-from deflow_aug.flow.winograd import Multiply, Scratch, parts_of, rows_together, seen
+from deflow_aug.flow.winograd import Multiply, Scratch, parts_of, rows_together
 
 
 def transform_together(
@@ -30,14 +30,13 @@ def transform_together(
         to: of each map, [B, H / repeats, W / repeats, C].
     """
     counts = [count for _, count in parts_of(repeats)]
-    counted = [own.stop - own.start for own in (region.images, region.rows)]
-    grid = Grid(counted[0], 4 * counted[1], 4 * region.columns)
+    grid = Grid.over(to[0], repeats[0]).of(region)
     ends = list(accumulate(total.shape[3] for total in to))
     for number, (total, end, often) in enumerate(zip(to, ends, repeats, strict=True)):
         own = slice(end - total.shape[3], end)
         taking_part = zip(grads, counts, strict=True)
         parts = [grad[:, :, own].contiguous() for grad, count in taking_part if number < count]
-        window, rows = Transform(parts, grid, often)(), seen(region, often)
+        window, rows = Transform(parts, grid, often)(), region.seen(often)
         inside = slice(max(0, rows.start), min(rows.stop, total.shape[1]))
         own_rows = slice(inside.start - rows.start, inside.stop - rows.start)
         total[region.images, inside] += window[:, own_rows, 1 : 1 + total.shape[2]]

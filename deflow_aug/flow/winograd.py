@@ -41,8 +41,7 @@ def transform_together(
             order.
         region: of which tiles; without it of all.
     """
-    grid = Grid(len(maps[0]), *(side * repeats[0] for side in maps[0].shape[1:3]))
-    regions = [region] if region else grid.regions()
+    regions = [region] if region else Grid.over(maps[0], repeats[0]).regions()
     tiles = sum(one.tiles for one in regions)
     channels = [pixels.shape[3] for pixels in maps]
     out = [
@@ -84,16 +83,10 @@ def _transform(
 
 def _window(pixels: Tensor, region: Region, repeats: int) -> Tensor:
     """What a region's tiles see of maps [B, H, W, C], with zeros around these."""
-    rows, (left, right) = seen(region, repeats), (1, 4 // repeats * region.columns + 1)
+    rows, (left, right) = region.seen(repeats), (1, 4 // repeats * region.columns + 1)
     above, below = max(0, -rows.start), max(0, rows.stop - pixels.shape[1])
     inside = pixels[region.images, max(0, rows.start) : rows.stop]
     return F.pad(inside, (0, 0, left, right - pixels.shape[2], above, below))
-
-
-def seen(region: Region, repeats: int) -> slice:
-    """The rows of maps that a region's tiles see, from one above the first."""
-    stride = 4 // repeats
-    return slice(stride * region.rows.start - 1, stride * region.rows.stop + 1)
 
 
 class TransformPadded:
