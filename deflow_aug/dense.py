@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deflow_aug.flow import winograd
 from deflow_aug.flow.grid import Grid
-from deflow_aug.flow.winograd import Results, Scratch, TransformPadded
+from deflow_aug.flow.winograd import Scratch, TransformPadded
 
 NEGATIVE_SLOPE = 0.2
 RESIDUAL_SCALE = 0.2
@@ -28,18 +28,17 @@ CONVOLUTIONS = 5
 
 @dataclass(frozen=True)
 class DenseKernels:
-    """What the five convolutions of a dense block are in tiles: [36, C, O] each, and biases."""
+    """What the five convolutions of a dense block are in tiles: [36, O, C] each, and biases, as
+    :func:`winograd.biases` has them."""
 
     kernels: Sequence[Tensor]
     biases: Sequence[Tensor]
 
     @classmethod
     def of(cls, parameters: Sequence[Tensor]) -> DenseKernels:
-        """Of weights and biases; each kernel has memory of its own, as products read it fastest."""
+        """Of weights and biases."""
         weights, biases = parameters[:CONVOLUTIONS], parameters[CONVOLUTIONS:]
-        return cls(
-            [winograd.transform_kernel(weight).mT.contiguous() for weight in weights], biases
-        )
+        return cls([*map(winograd.transform_kernel, weights)], [*map(winograd.biases, biases)])
 
 
 class DenseMaps:
@@ -94,13 +93,11 @@ class DenseMaps:
         """
         wanted = range(known - 1, CONVOLUTIONS if result else CONVOLUTIONS - 1)
         for step in self._steps:
-            step.transform()
-            if step.number in wanted:
-                step.convolve(kernels)
+            step(kernels if step.number in wanted else None)
 
     def tiles(self, index: int = 0) -> Tensor:
-        """What is transformed of a region's maps, [36, tiles, C + 4 G]."""
-        shape = 36, self.regions[index].tiles, self.channels + self.growth * (CONVOLUTIONS - 1)
+        """What is transformed of a region's maps, [tiles, 36, C + 4 G]."""
+        shape = self.regions[index].tiles, 36, self.channels + self.growth * (CONVOLUTIONS - 1)
         return self._tiles[index % CONVOLUTIONS][: shape[0] * shape[1] * shape[2]].view(shape)
 
 
@@ -115,32 +112,33 @@ class _Step:
         self.number, region = number, maps.regions[index]
         last = number == CONVOLUTIONS - 1
         inputs = maps.channels + maps.growth * number
-        outputs = maps.channels if last else maps.growth
-        tiles, scratch = maps.tiles(index), maps.scratch
-        new = tiles[:, :, inputs - maps.growth if number else 0 : inputs]
-        self.transform = TransformPadded(region.windows(maps.maps[number]), [new], scratch)
-        self._inputs = tiles[:, :, :inputs]
-        self._sums = scratch.first((36, region.tiles, outputs))
-        self._biases = winograd.biases(self._sums)
-        self._pixels = scratch.second((region.tiles, 16, outputs))
-        self._results = Results(self._sums, self._pixels)
+        self._tiles = maps.tiles(index)[:, :, :inputs]
+        self._own = self._tiles[:, :, inputs - maps.growth if number else 0 :]
+        self._transform = TransformPadded(region.windows(maps.maps[number]), maps.scratch)
         self._last, target = last, maps.maps[0 if last else number + 1]
         self._place = region.pixels(target)
-        self._in_place = self._pixels.view(self._place.shape)
         # What tiles compute beyond the map is none of its border, which is nothing.
         beyond = target[:, 1 + maps.grid.height : -1], target[:, :, 1 + maps.grid.width : -1]
         self._beyond = [part for part in beyond if part.numel()]
 
-    def convolve(self, block: DenseKernels) -> None:
-        """To the map that is its result, or the last one to the block's input."""
-        torch.bmm(self._inputs, block.kernels[self.number], out=self._sums)
-        self._biases.add_(block.biases[self.number])
-        self._results()
+    def __call__(self, block: DenseKernels | None) -> None:
+        """To the map that is its result, or the last one to the block's input.
+
+        Args:
+            block: without it the map is transformed, and no more.
+        """
+        alone = self._transform()
+        self._own.copy_(alone)
+        if block is None:
+            return
+        number = self.number
+        seen = self._tiles if number else alone
+        sums = winograd.multiply(seen, block.kernels[number], block.biases[number])
+        pixels = winograd.results([sums])
         if self._last:
-            self._place.add_(self._in_place, alpha=RESIDUAL_SCALE)
+            self._place.add_(pixels.view(self._place.shape), alpha=RESIDUAL_SCALE)
         else:
-            F.leaky_relu_(self._pixels, NEGATIVE_SLOPE)
-            self._place.copy_(self._in_place)
+            self._place.copy_(F.leaky_relu_(pixels, NEGATIVE_SLOPE).view(self._place.shape))
         for part in self._beyond:
             part.zero_()
 

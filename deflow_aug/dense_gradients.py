@@ -92,16 +92,30 @@ class _Joined:
         self.inputs = [channels + growth * i for i in range(CONVOLUTIONS)]
         # Nothing where a result does not see an input.
         self._taps = like.new_zeros(9, self.channels, self.channels)
-        self.whole = like.new_empty(36, self.channels, self.channels)
+        sees = zip(self.rows, self.inputs, strict=True)
+        self.ahead = [like.new_empty(36, r.stop - r.start, inputs) for r, inputs in sees]
+        """Of each convolution the kernel."""
+        widths = [channels] + [growth] * (CONVOLUTIONS - 1)
+        seen = zip(self.rows, widths, strict=True)
+        self.back = [like.new_empty(36, rows.stop, width) for rows, width in seen]
+        """Of each map the kernels of the results that see it."""
 
-    def transformed(self, parameters: Sequence[Tensor]) -> DenseKernels:
-        """The kernels of these weights and biases, until others are transformed."""
+    def transformed(self, parameters: Sequence[Tensor], back: bool = False) -> DenseKernels:
+        """The kernels of these weights and biases, until others are transformed.
+
+        Args:
+            back: those of the maps as well.
+        """
         weights, biases = parameters[:CONVOLUTIONS], parameters[CONVOLUTIONS:]
         for weight, rows, inputs in zip(weights, self.rows, self.inputs, strict=True):
             self._taps.unflatten(0, (3, 3))[:, :, rows, :inputs] = weight.permute(2, 3, 0, 1)
-        winograd.transform_taps(self._taps, out=self.whole)
-        places = zip(self.rows, self.inputs, strict=True)
-        return DenseKernels([self.whole[:, rows, :inputs].mT for rows, inputs in places], biases)
+        for own, rows in zip(self.ahead, self.rows, strict=True):
+            winograd.transform_taps(self._taps[:, rows, : own.shape[2]], out=own)
+        if back:
+            for own, end in zip(self.back, self.inputs, strict=True):
+                of_map = self._taps[:, : own.shape[1], end - own.shape[2] : end]
+                winograd.transform_taps(of_map, out=own)
+        return DenseKernels(self.ahead, [winograd.biases(bias) for bias in biases])
 
 
 class _Backward:
@@ -137,7 +151,8 @@ class _Backward:
             kept: the input, or of all blocks the input and the four maps.
         """
         kernels = [
-            joined.transformed(block) for joined, block in zip(self._joined, blocks, strict=True)
+            joined.transformed(block, back=True)
+            for joined, block in zip(self._joined, blocks, strict=True)
         ]
         inputs: list[Tensor] = []
         gradients: list[Tensor] = []
@@ -170,7 +185,7 @@ class _Memory:
 
     def __init__(self, maps: DenseMaps) -> None:
         grid, tiles = maps.grid, maps.tiles()
-        self.sums = torch.empty_like(tiles).flatten()
+        self.sums = torch.empty_like(tiles)
         """For the gradients of all results, transformed."""
         rows, columns = 4 * grid.rows, 4 * grid.columns
         self.window = tiles.new_empty(grid.batch * (rows + 4) * (columns + 4) * maps.channels)
@@ -186,8 +201,7 @@ class _DenseBackward:
 
     def __init__(self, maps: DenseMaps, joined: _Joined, memory: _Memory) -> None:
         self._maps, self._joined, self._tiles = maps, joined, maps.tiles()
-        shape = self._tiles.shape
-        self._sums = memory.sums[: shape.numel()].view(shape)
+        self._sums = memory.sums[: len(self._tiles)]
         self._steps = [
             _StepBackward(
                 maps, joined, self._sums, number, padded[: maps.grid.batch], memory.window
@@ -213,7 +227,7 @@ class _DenseBackward:
         for together in ((4,), (3, 2), (1, 0)):
             start, stop = joined.rows[together[0]].start, joined.rows[together[-1]].stop
             inputs = self._tiles[:, :, : joined.inputs[together[0]]]
-            products = torch.bmm(self._sums[:, :, start:stop].mT, inputs)
+            products = transposed.multiply_kernel(self._sums[:, :, start:stop], inputs)
             whole = transposed.transform_kernel(products)
             for number in together:
                 rows = joined.rows[number]
@@ -237,22 +251,23 @@ class _StepBackward:
         padded: Tensor,
         window: Tensor,
     ) -> None:
-        grid, scratch, rows = maps.grid, maps.scratch, joined.rows[number]
+        grid, rows = maps.grid, joined.rows[number]
         self.own = padded[:, : grid.height, : grid.width]
         """The gradient of the result, [B, H, W, O], to be written there before."""
-        self._results = transposed.Results([padded], sums[:, :, rows], scratch)
-        start = joined.inputs[number - 1] if number else 0
-        end = joined.inputs[number]
-        self._sums, self._kernel = sums[:, :, : rows.stop], joined.whole[:, : rows.stop, start:end]
-        self._later = scratch.second((36, grid.tiles, end - start))
-        self._transform = transposed.Transform([self._later], grid, scratch=scratch, window=window)
+        self._results = transposed.Results(padded, maps.scratch)
+        self._sums, self._kernel = sums[:, :, : rows.stop], joined.back[number]
+        self._place = self._sums[:, :, rows]
+        self._transform = transposed.Transform(
+            grid, self._kernel, scratch=maps.scratch, window=window
+        )
         self._window = self._transform.window[:, 1 : 1 + grid.height, 1 : 1 + grid.width]
 
     def __call__(self) -> Tensor:
         """The gradient of the map, [B, H, W, inputs]."""
-        self._results()
-        torch.bmm(self._sums, self._kernel, out=self._later)
-        self._transform()
+        alone = self._results()
+        self._place.copy_(alone)
+        seen = self._sums if self._place.shape != self._sums.shape else alone
+        self._transform(transposed.multiply(seen, self._kernel))
         return self._window
 
 

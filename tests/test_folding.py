@@ -108,13 +108,13 @@ def sample(model: DeFlow, x: Tensor) -> Tensor:
 def test_a_model_follows_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them: folded of the old ones, a result would differ."""
     folded = []
-    kernel = FlowStep._feature_kernel
+    kernel = FlowStep.kernels
 
     def noted(step: FlowStep) -> Kernels:
         folded.append(step)
         return kernel(step)
 
-    monkeypatch.setattr(FlowStep, "_feature_kernel", noted)
+    monkeypatch.setattr(FlowStep, "kernels", noted)
     torch.manual_seed(0)
     model, x = small_model().eval(), torch.rand(1, 3, 16, 16)
     sample(model, x)

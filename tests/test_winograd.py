@@ -53,7 +53,7 @@ def test_transposes_are_those_of_the_transforms(height: int, width: int, repeats
     grid = Grid(2, height * repeats, width * repeats)
     x = torch.randn(2, height, width, 3).double()
     tiles = transformed(x, repeats)
-    assert tiles.shape == (toom_cook.products(repeats), grid.tiles, 3)
+    assert tiles.shape == (grid.tiles, toom_cook.products(repeats), 3)
     grad = torch.randn_like(tiles)
     back = torch.zeros_like(x)
     transposed.transform_together([grad], grid.whole, [repeats], [back])
@@ -62,11 +62,12 @@ def test_transposes_are_those_of_the_transforms(height: int, width: int, repeats
     kernel = winograd.transform_kernel(weight, repeats)
     grad = torch.randn_like(kernel)
     check(kernel, grad, weight, transposed.transform_kernel(grad))
-    sums = torch.randn(len(tiles), grid.tiles, 4).double()
-    unit, no_bias = torch.eye(4).double().expand(len(tiles), 4, 4), torch.zeros(4).double()
+    count = tiles.shape[1]
+    sums = torch.randn(grid.tiles, count, 4).double()
+    unit, no_bias = torch.eye(4).double().repeat(count, 1, 1), torch.zeros(4).double()
     (result,) = winograd.convolve([sums], [unit], no_bias, grid)
     grad = torch.randn_like(result)
-    check(result, grad, sums, transposed.results([grad], grid, len(tiles)))
+    check(result, grad, sums, *transposed.results([grad], grid, [count]))
 
 
 def test_transforms_side_by_side_region_by_region() -> None:
@@ -79,13 +80,13 @@ def test_transforms_side_by_side_region_by_region() -> None:
     for map_, often, start in zip(maps, repeats, (0, 3, 5), strict=True):
         some = slice(start, start + map_.shape[3])
         taking_part = [part[:, :, some] for part in whole if part.shape[2] >= some.stop]
-        assert_close(torch.cat(taking_part), transformed(map_, often), rtol=0, atol=1e-12)
+        assert_close(torch.cat(taking_part, 1), transformed(map_, often), rtol=0, atol=1e-12)
     regions = grid.regions(7)
     assert len(regions) > 3
     assert sum(region.tiles for region in regions) == grid.tiles
     together = [winograd.transform_together(maps, repeats, region) for region in regions]
     for part, own in zip(whole, zip(*together, strict=True), strict=True):
-        assert_close(torch.cat(own, 1), part, rtol=0, atol=1e-12)
+        assert_close(torch.cat(own), part, rtol=0, atol=1e-12)
 
     grads = [[torch.randn_like(part) for part in parts] for parts in together]
     back = [torch.zeros_like(map_) for map_ in maps]

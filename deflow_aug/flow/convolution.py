@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from deflow_aug.flow import transposed, winograd
 from deflow_aug.flow.grid import Grid
 
-TOGETHER = 256
+TOGETHER = 512
 """Tiles of which maps and gradients are transformed at the same time; the more, the more memory,
 the fewer, the more often kernels are transformed."""
 
@@ -187,21 +187,20 @@ def _gradients(
     results = [torch.zeros_like(one) for one in pixels] if of_maps else []
     for region in grid.regions(TOGETHER):
         parts = winograd.transform_together(pixels, repeats, region)
-        sizes = [len(part) for part in parts]
+        sizes = [part.shape[1] for part in parts]
         totals: list[Tensor] = []
         for kernels, group, weight in zip(groups, grads, of_weights, strict=True):
             own = [region.own(grad.movedim(1, -1)) for grad in group]
-            sums = transposed.results(own, grid.of(region), sum(sizes)).split(sizes)
+            sums = transposed.results(own, grid.of(region), sizes)
             if weight is not None:
                 _add_products(weight, sums, parts, winograd.parts_of(repeats))
             if of_maps:
                 transformed = TransformedKernels.of(kernels, channels, repeats).parts
-                if totals:
-                    for total, one, kernel in zip(totals, sums, transformed, strict=True):
-                        torch.baddbmm(total, one, kernel, out=total)
-                else:
-                    totals = [torch.bmm(*pair) for pair in zip(sums, transformed, strict=True)]
-                del transformed
+                through = [transposed.multiply(*p) for p in zip(sums, transformed, strict=True)]
+                totals = totals or [torch.zeros_like(one) for one in through]
+                for total, one in zip(totals, through, strict=True):
+                    total += one
+                del transformed, through
             del sums
         del parts
         if of_maps:
@@ -229,7 +228,8 @@ def _add_products(
 ) -> None:
     """Adds to the gradient of folded weights what they get of the parts of transformed maps."""
     for one, part, (products, _) in zip(sums, parts, which, strict=True):
-        own = transposed.transform_kernel(torch.bmm(one.mT, part), products.start)
+        of_kernel = transposed.multiply_kernel(one, part)
+        own = transposed.transform_kernel(of_kernel, products.start)
         weight[:, : part.shape[2]] += own
 
 

@@ -38,11 +38,15 @@ class ConvActNorm(nn.Module):
         nn.init.uniform_(self.conv.weight, -WEIGHT_INIT, WEIGHT_INIT)
         self.norm = ChannelAffine(outputs)
 
-    def folded(self, inputs: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that both are, of some of the inputs."""
+    def folded(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution that both are.
+
+        Args:
+            weight: the convolution's, of some of the inputs; without it of all.
+        """
         scale = self.norm.logs.exp()
-        weight = self.conv.weight[:, inputs] * scale[:, None, None, None]
-        return weight, self.norm.bias * scale
+        weight = self.conv.weight if weight is None else weight
+        return weight * scale[:, None, None, None], self.norm.bias * scale
 
     def settle(self, x: Tensor) -> Tensor:
         """Initialise the actnorm where that is due, from what it is about to be added to.
@@ -94,10 +98,25 @@ class AffineNet(Folding):
         self.second = ConvActNorm(hidden, hidden, 1)
         self.last = ConvZeros(hidden, 2 * outputs)
 
-    def feature_kernel(self) -> Kernels:
-        """The convolution of the features in the first layer."""
-        weight, norm = self.first.conv.weight[:, self.kept :], self.first.norm
+    def first_weights(self) -> tuple[Tensor, Tensor]:
+        """The first layer's weights of the kept channels, and of the features.
+
+        Both from one operation: the gradient of a part alone is as large as the whole, and waits
+        for that of the other.
+        """
+        weight = self.first.conv.weight
+        kept, features = weight.split([self.kept, weight.shape[1] - self.kept], 1)
+        return kept, features
+
+    def feature_kernel(self, weight: Tensor | None = None) -> Kernels:
+        """The convolution of the features in the first layer.
+
+        Args:
+            weight: of :meth:`first_weights` the features', if that is known.
+        """
+        norm = self.first.norm
         scale = norm.logs.exp()
+        weight = self.first_weights()[1] if weight is None else weight
         return Kernels((weight,), scale, norm.bias * scale)
 
     def respond(self, features: FeatureMap) -> Tensor:
@@ -109,8 +128,14 @@ class AffineNet(Folding):
     def folded(self) -> FoldedNet:
         return self.folded_once("net", self.fold)
 
-    def fold(self) -> FoldedNet:
-        first = self.first.folded(slice(self.kept))[0] if self.kept else None
+    def fold(self, kept: Tensor | None = None) -> FoldedNet:
+        """Its layers as convolutions.
+
+        Args:
+            kept: of :meth:`first_weights` the kept channels', if that is known.
+        """
+        kept = self.first_weights()[0] if kept is None else kept
+        first = self.first.folded(kept)[0] if self.kept else None
         weight, bias = self.last.folded()
         shift_bias, raw_bias = bias.chunk(2)
         last = weight, torch.cat([shift_bias, raw_bias + 2])

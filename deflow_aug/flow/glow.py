@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -28,7 +29,8 @@ class Prepared:
     """What the steps of each level computed from the features.
 
     Args:
-        steps: for each step of each level what it prepared, or the features or their response.
+        steps: for each step of each level what it prepared, or the features or their responses
+            and the coupling's weight of the kept channels.
         later: whether it is the latter, of which each step prepares what it needs whenever it
             needs it.
         hidden: bytes, where it is these, of all the hidden maps that follow from them.
@@ -109,17 +111,33 @@ class FlowStep(MixingStep):
             injector.prepare_response(of_injector, folded.injector),
         ]
 
-    def fold(self) -> FoldedStep:
-        """What its layers are computed as."""
-        coupling, injector = self._conditional()
-        return FoldedStep(self.mix(), coupling.net.folded(), injector.net.folded())
+    def fold(self, kept: Tensor | None = None) -> FoldedStep:
+        """What its layers are computed as.
+
+        Args:
+            kept: the coupling's own of :meth:`first_weights`, if that is known.
+        """
+        coupling, injector = (layer.net for layer in self._conditional())
+        own = coupling.folded() if kept is None else coupling.fold(kept)
+        return FoldedStep(self.mix(), own, injector.folded())
+
+    def first_weights(self) -> tuple[Tensor, list[Tensor]]:
+        """Of the coupling's first layer the kept channels' weight, and the features' of both."""
+        coupling, injector = (layer.net.first_weights() for layer in self._conditional())
+        return coupling[0], [coupling[1], injector[1]]
 
     def feature_kernel(self) -> FeatureKernel:
         """Of the features in the first layers of coupling and injector."""
-        return self.folded_once("features", lambda: FeatureKernel(self._feature_kernel))
+        return self.folded_once("features", lambda: FeatureKernel(self.kernels))
 
-    def _feature_kernel(self) -> Kernels:
-        kernels = [layer.net.feature_kernel() for layer in self._conditional()]
+    def kernels(self, weights: Sequence[Tensor | None] = (None, None)) -> Kernels:
+        """What :meth:`feature_kernel` is made of.
+
+        Args:
+            weights: the features' of :meth:`first_weights`, if they are known.
+        """
+        nets = [layer.net for layer in self._conditional()]
+        kernels = [net.feature_kernel(own) for net, own in zip(nets, weights, strict=True)]
         scale, bias = (torch.cat([getattr(k, name) for k in kernels]) for name in ("scale", "bias"))
         return Kernels(tuple(weight for k in kernels for weight in k.weights), scale, bias)
 
@@ -170,7 +188,8 @@ class ConditionalGlow(nn.Module):
             steps.reverse()
         given = [each for own in steps for each in own if later and isinstance(each, tuple)]
         # Of each network two hidden maps, as large as its response.
-        return Prepared(steps, later, 2 * sum(tensor.nbytes for each in given for tensor in each))
+        hidden = 2 * sum(response.nbytes for *responses, _ in given for response in responses)
+        return Prepared(steps, later, hidden)
 
     def encode(self, x: Tensor, prepared: Prepared) -> tuple[list[Tensor], Tensor]:
         """Latents (splits first, the last level's last) and log|det| [B] in nats.
@@ -213,12 +232,18 @@ def _begin(level: nn.Module, features: FeatureMap) -> list[Any]:
     steps = _steps(level)
     if not features.in_tiles:
         return [features] * len(steps)
-    kernels = [step.feature_kernel() for step in steps if isinstance(step, FlowStep)]
+    kept, kernels = [], []
+    for step in steps:
+        if isinstance(step, FlowStep):
+            own, weights = step.first_weights()
+            kept.append(own)
+            kernels.append(FeatureKernel(partial(step.kernels, weights)))
     # Of the kernels of a call gradients are there at the same time: not of too many.
     each = max(1, len(kernels)) if activations_kept() else TOGETHER
     calls = [kernels[start : start + each] for start in range(0, len(kernels), each)]
-    responses = iter([one for call in calls for one in features.convolve_all(call)])
-    return [next(responses) if isinstance(step, FlowStep) else features for step in steps]
+    responses = [one for call in calls for one in features.convolve_all(call)]
+    given = iter([(*one, own) for one, own in zip(responses, kept, strict=True)])
+    return [next(given) if isinstance(step, FlowStep) else features for step in steps]
 
 
 def _encode(step: Invertible, x: Tensor, given: Any, prepared: Prepared) -> tuple[Tensor, Tensor]:
@@ -228,9 +253,11 @@ def _encode(step: Invertible, x: Tensor, given: Any, prepared: Prepared) -> tupl
         return step.encode(x, step.prepare(given))
     if not isinstance(given, tuple):
         return recomputed(lambda x: step.encode(x, step.prepare(given)), x)
+    *responses, kept = given
     if step.initializing:  # which what is folded knows nothing of
-        return step.encode(x, step.prepare(given))
-    return encode_with_gradients(step.fold(), x, given, keep=not worthwhile(prepared.hidden))
+        return step.encode(x, step.prepare(tuple(responses)))
+    folded, keep = step.fold(kept), not worthwhile(prepared.hidden)
+    return encode_with_gradients(folded, x, responses, keep)
 
 
 def _decode(step: Invertible, z: Tensor, given: Any, prepared: Prepared) -> Tensor:
@@ -240,11 +267,12 @@ def _decode(step: Invertible, z: Tensor, given: Any, prepared: Prepared) -> Tens
         return step.decode(z, step.prepare(given))
     if not isinstance(given, tuple):
         return recomputed(lambda z: step.decode(z, step.prepare(given)), z)
+    *responses, _ = given
     (x,) = recomputed_whole(
         lambda z, *responses: (step.decode(z, step.prepare(responses)),),
         step.parameters(),
         z,
-        *given,
+        *responses,
         saves=prepared.hidden,
     )
     return x

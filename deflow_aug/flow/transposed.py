@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deflow_aug.flow import toom_cook
 from deflow_aug.flow.grid import Grid, Region
-from deflow_aug.flow.winograd import Multiply, Scratch, parts_of, rows_together
+from deflow_aug.flow.winograd import Multiply, Scratch, as_pixels, parts_of
 
 
 def transform_together(
@@ -35,67 +35,58 @@ def transform_together(
     for number, (total, end, often) in enumerate(zip(to, ends, repeats, strict=True)):
         own = slice(end - total.shape[3], end)
         taking_part = zip(grads, counts, strict=True)
-        parts = [grad[:, :, own].contiguous() for grad, count in taking_part if number < count]
-        window, rows = Transform(parts, grid, often)(), region.seen(often)
+        parts = [grad[:, :, own] for grad, count in taking_part if number < count]
+        products = torch.cat(parts, 1) if len(parts) > 1 else parts[0].contiguous()
+        window, rows = Transform(grid, products, often)(products), region.seen(often)
         inside = slice(max(0, rows.start), min(rows.stop, total.shape[1]))
         own_rows = slice(inside.start - rows.start, inside.stop - rows.start)
         total[region.images, inside] += window[:, own_rows, 1 : 1 + total.shape[2]]
 
 
 class Transform:
-    """The transpose of a transform of the same memory, whenever it is called.
+    """The transpose of a transform, whenever it is called.
 
     Args:
-        parts: [products, tiles, C] of all products, one tensor's after the other's.
+        like: has as many channels.
         window: memory for the result, [elements], no fewer than of ``window`` below.
     """
 
     def __init__(
         self,
-        parts: Sequence[Tensor],
         grid: Grid,
+        like: Tensor,
         repeats: int = 1,
         scratch: Scratch | None = None,
         window: Tensor | None = None,
     ) -> None:
         stride, further = 4 // repeats, -(-repeats // 2)
-        side, channels = stride + 2, parts[0].shape[-1]
+        side, channels = stride + 2, like.shape[-1]
         batch, rows, columns = grid.batch, grid.rows, grid.columns
-        each = rows_together(rows, columns * channels)
-        count = batch * rows // each
-        matrix = toom_cook.matrix("data", parts[0].dtype, repeats).mT
-        flat = count, len(matrix), each * columns * channels
-        self._flat = parts[0].new_empty(flat) if scratch is None else scratch.first(flat)
-        matrices = matrix.split([len(part) for part in parts], 1)
-        self._products = [
-            (own.expand(count, *own.shape), part.view(len(part), count, -1).transpose(0, 1))
-            for own, part in zip(matrices, parts, strict=True)
-        ]
-        windows = self._flat.view(batch, rows // each, side, side, each, columns, channels)
+        matrix = toom_cook.matrix("data", like.dtype, repeats).mT
+        self._matrices = matrix.expand(grid.tiles, *matrix.shape)
+        flat = grid.tiles, len(matrix), channels
+        self._flat = like.new_empty(flat) if scratch is None else scratch.first(flat)
+        windows = self._flat.view(batch, rows, columns, side, side, channels)
         # A window covers its own block of pixels, and parts of the ``further`` ones after it.
         shape = batch, rows + further, stride, columns + further, stride, channels
         if window is None:
-            self._total = parts[0].new_empty(shape)
+            self._total = like.new_empty(shape)
         else:
             self._total = window[: math.prod(shape)].view(shape)
         self._sums = []
         for i in range(further + 1):
+            above = slice(i * stride, (i + 1) * stride)
             for j in range(further + 1):
-                part = windows[:, :, i * stride : (i + 1) * stride, j * stride : (j + 1) * stride]
-                n, m = part.shape[2:4]
+                part = windows[:, :, :, above, j * stride : (j + 1) * stride]
+                n, m = part.shape[3:5]
                 place = self._total[:, i : i + rows, :n, j : j + columns, :m]
-                part = part.permute(0, 1, 4, 2, 5, 3, 6)
-                self._sums.append((place.unflatten(1, (-1, each)), part))
+                self._sums.append((place, part.transpose(2, 3)))
         self.window = self._total.flatten(3, 4).flatten(1, 2)
         """The gradient of all that the tiles see, and of some more, [B, rows, columns, C]."""
 
-    def __call__(self) -> Tensor:
-        """The window."""
-        for number, (matrices, blocks) in enumerate(self._products):
-            if number:
-                torch.baddbmm(self._flat, matrices, blocks, out=self._flat)
-            else:
-                torch.bmm(matrices, blocks, out=self._flat)
+    def __call__(self, products: Tensor) -> Tensor:
+        """The window, of [tiles, products, C]."""
+        torch.bmm(self._matrices, products, out=self._flat)
         self._total.zero_()
         for place, part in self._sums:
             place.add_(part)
@@ -113,41 +104,63 @@ def transform_kernel(grad: Tensor, start: int = 0) -> Tensor:
     return flat.view(3, 3, *grad.shape[1:]).permute(2, 3, 0, 1)
 
 
-def results(grads: Sequence[Tensor], grid: Grid, count: int = 36) -> Tensor:
-    """Of :func:`winograd.results`, of maps [B, H, W, O] side by side: [count, tiles, O]."""
+def multiply(grads: Tensor, kernels: Tensor) -> Tensor:
+    """Of :func:`winograd.multiply`, the gradient of the tiles: [tiles, products, C].
+
+    Args:
+        grads: [tiles, products, O].
+        kernels: [products, O, C].
+    """
+    count, _, channels = kernels.shape
+    weight = kernels.view(-1, channels, 1, 1)
+    result = F.conv_transpose2d(as_pixels(grads), weight, groups=count)
+    return result.permute(0, 2, 3, 1).reshape(len(grads), count, channels)
+
+
+def multiply_kernel(grads: Tensor, tiles: Tensor) -> Tensor:
+    """Of :func:`winograd.multiply`, the gradient of the kernels: [products, O, C]."""
+    return torch.bmm(grads.permute(1, 2, 0), tiles.transpose(0, 1))
+
+
+def results(grads: Sequence[Tensor], grid: Grid, counts: Sequence[int] = (36,)) -> list[Tensor]:
+    """Of :func:`winograd.results`, of maps [B, H, W, O] side by side.
+
+    Args:
+        counts: of how many products each of the results is, one after the other.
+
+    Returns:
+        [tiles, some products, O] each.
+    """
     bottom, right = 4 * grid.rows - grid.height, 4 * grid.columns - grid.width
     padded = [
         F.pad(grad, (0, 0, 0, right, 0, bottom)) if bottom or right else grad for grad in grads
     ]
-    outputs = sum(grad.shape[-1] for grad in grads)
-    out = grads[0].new_empty(count, grid.tiles, outputs)
-    Results(padded, out, Scratch(out, 16 * grid.tiles * outputs, out.numel()))()
+    tiles = torch.cat([_tiles_of(grad) for grad in padded], -1).view(grid.tiles, 16, -1)
+    matrix, out = toom_cook.matrix("result", tiles.dtype).mT, []
+    for some in matrix[: sum(counts)].split(list(counts)):
+        out.append(torch.bmm(some.expand(len(tiles), *some.shape), tiles))
     return out
 
 
 class Results:
-    """:func:`results` of the same memory to the same place, whenever it is called.
+    """:func:`results` of the same memory, whenever it is called: [tiles, 36, O].
 
     Args:
-        grads: [B, H, W, O] of each, H and W multiples of four.
-        out: [products, tiles, O], of all of them.
+        grad: [B, H, W, O], H and W multiples of four.
+        scratch: where the result lies, second, until this memory is used again.
     """
 
-    def __init__(self, grads: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
-        batch, height, width, _ = grads[0].shape
-        rows, columns, outputs = height // 4, width // 4, out.shape[2]
-        each = rows_together(rows, columns * outputs)
-        copies = scratch.first((batch, rows // each, 4, 4, each, columns, outputs))
-        places = copies.split([grad.shape[3] for grad in grads], -1)
-        self._copies = [
-            (place, grad.unflatten(2, (-1, 4)).unflatten(1, (-1, each, 4)))
-            for place, grad in zip(places, grads, strict=True)
-        ]
-        blocks = copies.view(batch * rows // each, 16, -1)
-        matrix = toom_cook.matrix("result", out.dtype)[:, : len(out)].mT
-        self._multiply = Multiply(matrix, blocks, [out], scratch)
+    def __init__(self, grad: Tensor, scratch: Scratch) -> None:
+        self._pixels = _tiles_of(grad)
+        self._copies = scratch.first(self._pixels.shape)
+        matrix = toom_cook.matrix("result", grad.dtype).mT
+        self._multiply = Multiply(matrix, self._copies.view(-1, 16, grad.shape[3]), scratch)
 
-    def __call__(self) -> None:
-        for place, tiles in self._copies:
-            place.copy_(tiles.permute(0, 1, 3, 5, 2, 4, 6))
-        self._multiply()
+    def __call__(self) -> Tensor:
+        self._copies.copy_(self._pixels)
+        return self._multiply()
+
+
+def _tiles_of(pixels: Tensor) -> Tensor:
+    """[B, H, W, O] as [B, H / 4, W / 4, 4, 4, O]."""
+    return pixels.unflatten(2, (-1, 4)).unflatten(1, (-1, 4)).transpose(2, 3)

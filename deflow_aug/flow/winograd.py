@@ -2,7 +2,10 @@
 
 A tile of 4 x 4 results needs 6 x 6 pixels d and a kernel g: it is A^T [(G g G^T) * (B^T d B)] A,
 36 products where the plain convolution takes 144. Summed over channels each of the 36 is a matrix
-product of its own. The three matrices, and how much they round: :mod:`deflow_aug.flow.toom_cook`.
+product of its own: all of them are a grouped 1x1 convolution whose pixels are the tiles, which
+oneDNN computes with all the width that a core has, on any make of it, twice as fast as MKL
+computes batches of matrix products on AMD's. The three matrices, and how much they round:
+:mod:`deflow_aug.flow.toom_cook`.
 
 All here is without gradients, on pixels in the order [B, H, W, C]. Each transform has its
 transpose, which gradients take, in :mod:`deflow_aug.flow.transposed`.
@@ -22,15 +25,11 @@ from deflow_aug.flow import toom_cook
 from deflow_aug.flow.grid import Grid, Region
 from deflow_aug.flow.toom_cook import products
 
-COLUMNS = 640
-"""Of a block that a transform's matrix is multiplied with, at most: what fits into a core's
-cache, and on small maps makes enough blocks for several cores to share evenly."""
-
 
 def transform_together(
     maps: Sequence[Tensor], repeats: Sequence[int], region: Region | None = None
 ) -> list[Tensor]:
-    """B^T d B of every tile of maps side by side: [some products, tiles, their channels] each.
+    """B^T d B of every tile of maps side by side: [tiles, some products, their channels] each.
 
     Pixels that stand more often take part in fewer products: the first ones are of all maps, those
     that follow of some of them. Each part is one operand of :func:`convolve`.
@@ -45,7 +44,7 @@ def transform_together(
     tiles = sum(one.tiles for one in regions)
     channels = [pixels.shape[3] for pixels in maps]
     out = [
-        maps[0].new_empty(some.stop - some.start, tiles, sum(channels[:count]))
+        maps[0].new_empty(tiles, some.stop - some.start, sum(channels[:count]))
         for some, count in parts_of(repeats)
     ]
     ends = list(accumulate(channels))
@@ -76,8 +75,12 @@ def _transform(
     # Of windows as many pixels as a tile sees of the map.
     scratch = Scratch(pixels, (4 // repeats + 2) ** 2 * size, products(repeats) * size)
     for region in regions:
-        some = [part[:, start : start + region.tiles] for part in out]
-        TransformPadded(_window(pixels, region, repeats), some, scratch, repeats)()
+        transformed = TransformPadded(_window(pixels, region, repeats), scratch, repeats)()
+        first = 0
+        for part in out:
+            some = slice(first, first + part.shape[1])
+            part[start : start + region.tiles] = transformed[:, some]
+            first = some.stop
         start += region.tiles
 
 
@@ -90,31 +93,26 @@ def _window(pixels: Tensor, region: Region, repeats: int) -> Tensor:
 
 
 class TransformPadded:
-    """B^T d B of every tile in the same memory to the same place, whenever it is called.
+    """B^T d B of every tile in the same memory, whenever it is called: [tiles, products, C].
 
     Args:
         padded: a map with the border that its tiles need.
-        out: [products, tiles, C] of all products, one tensor's after the other's.
+        scratch: where the result lies, second, until this memory is used again.
     """
 
-    def __init__(
-        self, padded: Tensor, out: Sequence[Tensor], scratch: Scratch, repeats: int = 1
-    ) -> None:
+    def __init__(self, padded: Tensor, scratch: Scratch, repeats: int = 1) -> None:
         stride, channels = 4 // repeats, padded.shape[-1]
         side = stride + 2
         windows = padded.unfold(1, side, stride).unfold(2, side, stride)
-        batch, rows, columns = windows.shape[:3]
-        each = rows_together(rows, columns * channels)
-        self._windows = windows.unflatten(1, (-1, each)).permute(0, 1, 5, 6, 2, 3, 4)
+        self._windows = windows.permute(0, 1, 2, 4, 5, 3)
         self._copies = scratch.first(self._windows.shape)
-        blocks = self._copies.view(batch * rows // each, side * side, -1)
-        self._multiply = Multiply(
-            toom_cook.matrix("data", padded.dtype, repeats), blocks, out, scratch
-        )
+        blocks = self._copies.view(-1, side * side, channels)
+        matrix = toom_cook.matrix("data", padded.dtype, repeats)
+        self._multiply = Multiply(matrix, blocks, scratch)
 
-    def __call__(self) -> None:
+    def __call__(self) -> Tensor:
         self._copies.copy_(self._windows)
-        self._multiply()
+        return self._multiply()
 
 
 def transform_kernel(weight: Tensor, repeats: int = 1) -> Tensor:
@@ -134,26 +132,50 @@ def transform_taps(taps: Tensor, repeats: int = 1, out: Tensor | None = None) ->
     return out
 
 
-def results(sums: Tensor) -> Tensor:
-    """A^T m A of sums of products [products, tiles, O]: of each tile 4 x 4 pixels, [tiles, 16, O].
+def multiply(tiles: Tensor, kernels: Tensor, bias: Tensor | None = None) -> Tensor:
+    """For each product a matrix product of its own: [tiles, products, O].
+
+    Args:
+        tiles: [tiles, products, C].
+        kernels: [products, O, C].
+        bias: [products * O], see :func:`biases`.
+    """
+    count, outputs, channels = kernels.shape
+    result = F.conv2d(as_pixels(tiles), kernels.view(-1, channels, 1, 1), bias, groups=count)
+    return result.permute(0, 2, 3, 1).reshape(len(tiles), count, outputs)
+
+
+def as_pixels(tiles: Tensor) -> Tensor:
+    """[1, products * C, 1, tiles], of [tiles, products, C]: the same memory, channels last."""
+    return tiles.reshape(1, 1, len(tiles), -1).permute(0, 3, 1, 2)
+
+
+def biases(bias: Tensor, count: int = 36) -> Tensor:
+    """What to add to sums of so many products, one after the other, to add a bias to the results.
+
+    Args:
+        bias: [O].
+    """
+    return F.pad(
+        bias, [toom_cook.ALL_ONES * len(bias), (count - 1 - toom_cook.ALL_ONES) * len(bias)]
+    )
+
+
+def results(sums: Sequence[Tensor]) -> Tensor:
+    """A^T m A of sums of products, [tiles, some products, O] each: 4 x 4 pixels, [tiles, 16, O].
 
     Products that are left out, the last ones, count as nothing.
     """
-    out = sums.new_empty(sums.shape[1], 16, sums.shape[2])
-    Results(sums, out)()
+    out = sums[0].new_empty(len(sums[0]), 16, sums[0].shape[2])
+    matrix, start = toom_cook.matrix("result", out.dtype), 0
+    for part in sums:
+        some = matrix[:, start : start + part.shape[1]].expand(len(part), -1, -1)
+        if start:
+            torch.baddbmm(out, some, part, out=out)
+        else:
+            torch.bmm(some, part, out=out)
+        start += part.shape[1]
     return out
-
-
-class Results:
-    """:func:`results` of the same memory to the same place, whenever it is called."""
-
-    def __init__(self, sums: Tensor, out: Tensor) -> None:
-        matrix = toom_cook.matrix("result", sums.dtype)[:, : len(sums)]
-        self._matrices = matrix.expand(len(out), *matrix.shape)
-        self._sums, self._out = sums.transpose(0, 1), out
-
-    def __call__(self) -> None:
-        torch.bmm(self._matrices, self._sums, out=self._out)
 
 
 class Scratch:
@@ -170,41 +192,14 @@ class Scratch:
 
 
 class Multiply:
-    """``matrix`` [m, n] times every block of columns, [blocks, n, N], to ``out``, [m, tiles, C],
-    or to several of them, which have the m one after the other.
+    """``matrix`` [m, n] times that of every tile, [tiles, n, C], in scratch memory, second."""
 
-    Blocks rather than the whole: they fit into a core's cache, and each core takes its own. (Of
-    several products PyTorch computes all at once only where the result is contiguous.)
-    """
+    def __init__(self, matrix: Tensor, tiles: Tensor, scratch: Scratch) -> None:
+        self._matrices, self._tiles = matrix.expand(len(tiles), *matrix.shape), tiles
+        self._out = scratch.second((len(tiles), len(matrix), tiles.shape[2]))
 
-    def __init__(
-        self, matrix: Tensor, blocks: Tensor, out: Sequence[Tensor], scratch: Scratch
-    ) -> None:
-        count = len(blocks)
-        self._matrices, self._blocks = matrix.expand(count, *matrix.shape), blocks
-        self._products = scratch.second((count, len(matrix), blocks.shape[2]))
-        in_order = self._products.view(count, len(matrix), -1, out[0].shape[2]).transpose(0, 1)
-        self._parts = in_order.split([len(part) for part in out])
-        self._out = [part.unflatten(1, (count, -1)) for part in out]
-
-    def __call__(self) -> None:
-        torch.bmm(self._matrices, self._blocks, out=self._products)
-        for out, part in zip(self._out, self._parts, strict=True):
-            out.copy_(part)
-
-
-def rows_together(rows: int, columns: int) -> int:
-    """How many rows of so many columns make a block; of an even number of rows an even one."""
-    divisors = (n for n in range(rows, 0, -1) if rows % n == 0)
-    even = rows % 2 == 0
-    return next(
-        n for n in divisors if n == 1 or (n * columns <= COLUMNS and not (even and rows // n % 2))
-    )
-
-
-def biases(sums: Tensor) -> Tensor:
-    """Where in sums of products [products, tiles, O] to add what adds a bias to their results."""
-    return sums[toom_cook.ALL_ONES]
+    def __call__(self) -> Tensor:
+        return torch.bmm(self._matrices, self._tiles, out=self._out)
 
 
 def convolve(
@@ -213,25 +208,23 @@ def convolve(
     """The padded convolution of what was transformed: [B, H, W, O / chunks] of each chunk.
 
     Args:
-        parts: transformed maps, [some products, tiles, C] of each, one after the other.
+        parts: transformed maps, [tiles, some products, C] of each, one after the other.
         kernels: theirs, [some products, O, C] of each.
         bias: [O].
         chunks: of the O channels, each of which becomes a tensor with memory of its own.
     """
     batch, rows, columns = grid.batch, grid.rows, grid.columns
-    count, outputs = sum(map(len, parts)), len(bias)
+    outputs = len(bias)
     shape = batch * rows, 4, columns, 4, outputs // chunks
     result = [bias.new_empty(shape) for _ in range(chunks)]
     band = min(batch * rows, grid.rows_together)
-    buffer = bias.new_empty(count * band * columns * outputs)
-    sizes = [len(part) for part in parts]
+    added: list[Tensor | None] = [biases(bias, len(kernels[0])), *[None] * (len(kernels) - 1)]
     for top in range(0, batch * rows, band):
         some = slice(top * columns, min(top + band, batch * rows) * columns)
-        tiles = some.stop - some.start
-        sums = buffer[: count * tiles * outputs].view(count, tiles, outputs)
-        for part, kernel, own in zip(parts, kernels, sums.split(sizes), strict=True):
-            torch.bmm(part[:, some], kernel.mT, out=own)
-        biases(sums).add_(bias)
+        sums = [
+            multiply(part[some], kernel, own)
+            for part, kernel, own in zip(parts, kernels, added, strict=True)
+        ]
         corners = results(sums).view(-1, columns, 4, 4, outputs)
         for one, part in zip(result, corners.chunk(chunks, -1), strict=True):
             one[top : top + band] = part.permute(0, 2, 1, 3, 4)
