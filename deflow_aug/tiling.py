@@ -157,7 +157,8 @@ def bytes_per_pixel(config: ModelConfig, samples: int) -> int:
     """About the most memory that a window takes at once, for each of its pixels.
 
     Fitted to measurements (``python benchmarks/large_images.py photo``) of windows whose maps take
-    32 MB and more; memory for smaller ones is not always given back at once. The sum is what the
+    32 MB and more; memory for smaller ones is not always given back at once, and a process holds up
+    to a third more. The sum is what the
     flow's steps have prepared from the features: the hidden channels of couplings, shift and scale
     of injectors. The rest is what there is of features, transformed too, when the most has been
     prepared. With many samples what is left of them, decoded and converted, takes more.

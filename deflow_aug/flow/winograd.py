@@ -2,10 +2,10 @@
 
 A tile of 4 x 4 results needs 6 x 6 pixels d and a kernel g: it is A^T [(G g G^T) * (B^T d B)] A,
 36 products where the plain convolution takes 144. Summed over channels each of the 36 is a matrix
-product of its own: all of them are a grouped 1x1 convolution whose pixels are the tiles, which
-oneDNN computes with all the width that a core has, on any make of it, twice as fast as MKL
-computes batches of matrix products on AMD's. The three matrices, and how much they round:
-:mod:`deflow_aug.flow.toom_cook`.
+product of its own. All of them are a grouped 1x1 convolution whose pixels are the tiles, and are
+computed as one: oneDNN, by which PyTorch convolves, uses all the width of a core, MKL, by which it
+multiplies batches of matrices, half of AMD's with AVX-512. The three matrices, and how much they
+round: :mod:`deflow_aug.flow.toom_cook`.
 
 All here is without gradients, on pixels in the order [B, H, W, C]. Each transform has its
 transpose, which gradients take, in :mod:`deflow_aug.flow.transposed`.
