@@ -8,8 +8,8 @@ and keeps every activation for the backward pass; "lean" is this library's, "kep
 ``keep_activations``. A step is likelihood, gradients and Adam's update. Memory is the peak of a
 process of its own for each, less what Python and PyTorch take that trained a tiny one (on a GPU: of
 what PyTorch allocated); times are medians of steps taken in turns in one process, so that both meet
-the same machine. What the plain computation takes depends on how wide PyTorch's convolutions compute
-beside its matrix products: ``throughput.py`` tells.
+the same machine. What the plain computation takes depends on how wide PyTorch's convolutions are
+beside its matrix products, see ``throughput.py``.
 """
 
 from __future__ import annotations
