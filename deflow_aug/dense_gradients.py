@@ -20,6 +20,7 @@ from deflow_aug.dense import (
     DenseKernels,
     DenseMaps,
 )
+from deflow_aug.devices import full_precision
 from deflow_aug.flow import transposed, winograd
 from deflow_aug.flow.grid import Grid
 
@@ -77,45 +78,45 @@ class _RRDB(torch.autograd.Function):
         workspace: Workspace = ctx.workspace
         if workspace.back is None:
             workspace.back = _Backward(grad.movedim(1, -1), _by_block(parameters))
-        of_input, gradients = workspace.back(grad.movedim(1, -1), _by_block(parameters), kept)
+        with full_precision(grad):
+            of_input, gradients = workspace.back(grad.movedim(1, -1), _by_block(parameters), kept)
         return (None, None, of_input.movedim(-1, 1), *gradients)
 
 
 class _Joined:
-    """The five kernels in one matrix: its rows are all results, those of the last one first."""
+    """The kernels of a dense block, transformed in the same memory for one block after the other.
 
-    def __init__(self, channels: int, growth: int, like: Tensor) -> None:
+    Args:
+        back: those that gradients go through as well.
+    """
+
+    def __init__(self, channels: int, growth: int, like: Tensor, back: bool = False) -> None:
         self.channels = channels + growth * (CONVOLUTIONS - 1)
         starts = [channels + growth * (CONVOLUTIONS - 2 - i) for i in range(CONVOLUTIONS - 1)]
         ends = [start + growth for start in starts]
         self.rows = [*map(slice, starts, ends), slice(0, channels)]
+        """Of each convolution its results, of all of them side by side, the last one's first."""
         self.inputs = [channels + growth * i for i in range(CONVOLUTIONS)]
         # Nothing where a result does not see an input.
         self._taps = like.new_zeros(9, self.channels, self.channels)
         sees = zip(self.rows, self.inputs, strict=True)
-        self.ahead = [like.new_empty(36, r.stop - r.start, inputs) for r, inputs in sees]
-        """Of each convolution the kernel."""
-        widths = [channels] + [growth] * (CONVOLUTIONS - 1)
-        seen = zip(self.rows, widths, strict=True)
-        self.back = [like.new_empty(36, rows.stop, width) for rows, width in seen]
-        """Of each map the kernels of the results that see it."""
+        self._ahead = [like.new_empty(36, r.stop - r.start, inputs) for r, inputs in sees]
+        widths = [channels] + [growth] * (CONVOLUTIONS - 1) if back else []
+        seen = zip(self.rows, widths, strict=False)
+        self.back = [like.new_empty(36, width, rows.stop) for rows, width in seen]
+        """Of each map the kernels of the results that see it, [36, its channels, results]."""
 
-    def transformed(self, parameters: Sequence[Tensor], back: bool = False) -> DenseKernels:
-        """The kernels of these weights and biases, until others are transformed.
-
-        Args:
-            back: those of the maps as well.
-        """
+    def transformed(self, parameters: Sequence[Tensor]) -> DenseKernels:
+        """The kernels of these weights and biases, until others are transformed."""
         weights, biases = parameters[:CONVOLUTIONS], parameters[CONVOLUTIONS:]
         for weight, rows, inputs in zip(weights, self.rows, self.inputs, strict=True):
             self._taps.unflatten(0, (3, 3))[:, :, rows, :inputs] = weight.permute(2, 3, 0, 1)
-        for own, rows in zip(self.ahead, self.rows, strict=True):
+        for own, rows in zip(self._ahead, self.rows, strict=True):
             winograd.transform_taps(self._taps[:, rows, : own.shape[2]], out=own)
-        if back:
-            for own, end in zip(self.back, self.inputs, strict=True):
-                of_map = self._taps[:, : own.shape[1], end - own.shape[2] : end]
-                winograd.transform_taps(of_map, out=own)
-        return DenseKernels(self.ahead, [winograd.biases(bias) for bias in biases])
+        for own, end in zip(self.back, self.inputs, strict=False):
+            of_map = self._taps[:, : own.shape[2], end - own.shape[1] : end]
+            winograd.transform_taps(of_map.mT, out=own)
+        return DenseKernels(self._ahead, [winograd.biases(bias) for bias in biases])
 
 
 class _Backward:
@@ -128,7 +129,7 @@ class _Backward:
 
     def __init__(self, pixels: Tensor, blocks: Sequence[Sequence[Tensor]]) -> None:
         growth = len(blocks[0][0])
-        self._joined = [_Joined(pixels.shape[3], growth, pixels) for _ in blocks]
+        self._joined = [_Joined(pixels.shape[3], growth, pixels, back=True) for _ in blocks]
         # Images after images, so that what is transformed stays small.
         self._images = Grid(*pixels.shape[:3]).images_together()
         # Of every block; only the last images may be fewer.
@@ -151,8 +152,7 @@ class _Backward:
             kept: the input, or of all blocks the input and the four maps.
         """
         kernels = [
-            joined.transformed(block, back=True)
-            for joined, block in zip(self._joined, blocks, strict=True)
+            joined.transformed(block) for joined, block in zip(self._joined, blocks, strict=True)
         ]
         inputs: list[Tensor] = []
         gradients: list[Tensor] = []
@@ -258,7 +258,7 @@ class _StepBackward:
         self._sums, self._kernel = sums[:, :, : rows.stop], joined.back[number]
         self._place = self._sums[:, :, rows]
         self._transform = transposed.Transform(
-            grid, self._kernel, scratch=maps.scratch, window=window
+            grid, maps.inner(number), scratch=maps.scratch, window=window
         )
         self._window = self._transform.window[:, 1 : 1 + grid.height, 1 : 1 + grid.width]
 
@@ -267,7 +267,7 @@ class _StepBackward:
         alone = self._results()
         self._place.copy_(alone)
         seen = self._sums if self._place.shape != self._sums.shape else alone
-        self._transform(transposed.multiply(seen, self._kernel))
+        self._transform(winograd.multiply(seen, self._kernel))
         return self._window
 
 

@@ -160,8 +160,8 @@ def bytes_per_pixel(config: ModelConfig, samples: int) -> int:
     32 MB and more; memory for smaller ones is not always given back at once, and a process holds up
     to a third more. The sum is what the flow's steps have prepared from the features: the hidden
     channels of couplings, shift and scale of injectors. The rest is what there is of features,
-    transformed too, when the most has been prepared. With many samples what is left of them, decoded
-    and converted, takes more.
+    transformed too, when the most has been prepared. With many samples what is left of them,
+    decoded and converted, takes more.
     """
     floats = 40 + 0.44 * config.encoder.feature_channels + 6 * samples
     for level, channels in enumerate(config.level_channels, start=1):

@@ -153,3 +153,12 @@ def test_low_precision_takes_the_convolutions() -> None:
         result.float().sum().backward()
     assert_close(result.float(), exact, rtol=0.05, atol=0.05)
     assert not torch.equal(result.float(), exact)
+
+
+def test_autocast_around_the_backward_pass_changes_nothing() -> None:
+    rrdb, x = block(torch.float32), torch.randn(2, 6, 9, 13).requires_grad_()
+    leaves, draw = [x, *rrdb.parameters()], torch.randn_like(x)
+    expected = torch.autograd.grad(rrdb(x), leaves, draw)
+    result = rrdb(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(torch.autograd.grad(result, leaves, draw), expected, rtol=0, atol=0)

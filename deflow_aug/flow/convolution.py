@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from deflow_aug.devices import full_precision
 from deflow_aug.flow import transposed, winograd
 from deflow_aug.flow.grid import Grid
 
@@ -150,7 +151,8 @@ class _Convolve(torch.autograd.Function):
         ]
         count = len(groups[0].weights)
         by_group = [grads[first : first + count] for first in range(0, len(grads), count)]
-        images = _gradients(maps, ctx.repeats, groups, by_group, weights, any(of_maps))
+        with full_precision(maps[0]):
+            images = _gradients(maps, ctx.repeats, groups, by_group, weights, any(of_maps))
         others: list[Tensor | None] = []
         for kernels, own, gradient in zip(groups, by_group, weights, strict=True):
             if gradient is None:
@@ -196,11 +198,8 @@ def _gradients(
                 _add_products(weight, sums, parts, winograd.parts_of(repeats))
             if of_maps:
                 transformed = TransformedKernels.of(kernels, channels, repeats).parts
-                through = [transposed.multiply(*p) for p in zip(sums, transformed, strict=True)]
-                totals = totals or [torch.zeros_like(one) for one in through]
-                for total, one in zip(totals, through, strict=True):
-                    total += one
-                del transformed, through
+                _add_through(totals, sums, transformed)
+                del transformed
             del sums
         del parts
         if of_maps:
@@ -231,6 +230,16 @@ def _add_products(
         of_kernel = transposed.multiply_kernel(one, part)
         own = transposed.transform_kernel(of_kernel, products.start)
         weight[:, : part.shape[2]] += own
+
+
+def _add_through(totals: list[Tensor], sums: Sequence[Tensor], kernels: Sequence[Tensor]) -> None:
+    """Adds to the gradients of transformed maps' parts what they get through some kernels."""
+    for number, (one, kernel) in enumerate(zip(sums, kernels, strict=True)):
+        through = transposed.multiply(one, kernel)
+        if number < len(totals):
+            totals[number] += through
+        else:
+            totals.append(through)
 
 
 def _grouped(

@@ -105,6 +105,8 @@ class AffineNet(Folding):
         for that of the other.
         """
         weight = self.first.conv.weight
+        if not self.kept:
+            return weight[:, :0], weight
         kept, features = weight.split([self.kept, weight.shape[1] - self.kept], 1)
         return kept, features
 
@@ -134,8 +136,10 @@ class AffineNet(Folding):
         Args:
             kept: of :meth:`first_weights` the kept channels', if that is known.
         """
-        kept = self.first_weights()[0] if kept is None else kept
-        first = self.first.folded(kept)[0] if self.kept else None
+        first = None
+        if self.kept:
+            kept = self.first_weights()[0] if kept is None else kept
+            first, _ = self.first.folded(kept)
         weight, bias = self.last.folded()
         shift_bias, raw_bias = bias.chunk(2)
         last = weight, torch.cat([shift_bias, raw_bias + 2])

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deflow_aug.flow import toom_cook
+from deflow_aug.flow import toom_cook, winograd
 from deflow_aug.flow.grid import Grid, Region
-from deflow_aug.flow.winograd import Multiply, Scratch, as_pixels, parts_of
+from deflow_aug.flow.winograd import Multiply, Scratch, parts_of
 
 
 def transform_together(
@@ -111,10 +111,7 @@ def multiply(grads: Tensor, kernels: Tensor) -> Tensor:
         grads: [tiles, products, O].
         kernels: [products, O, C].
     """
-    count, _, channels = kernels.shape
-    weight = kernels.view(-1, channels, 1, 1)
-    result = F.conv_transpose2d(as_pixels(grads), weight, groups=count)
-    return result.permute(0, 2, 3, 1).reshape(len(grads), count, channels)
+    return winograd.multiply(grads, kernels.mT)
 
 
 def multiply_kernel(grads: Tensor, tiles: Tensor) -> Tensor:
@@ -122,7 +119,7 @@ def multiply_kernel(grads: Tensor, tiles: Tensor) -> Tensor:
     return torch.bmm(grads.permute(1, 2, 0), tiles.transpose(0, 1))
 
 
-def results(grads: Sequence[Tensor], grid: Grid, counts: Sequence[int] = (36,)) -> list[Tensor]:
+def results(grads: Sequence[Tensor], grid: Grid, counts: Sequence[int]) -> list[Tensor]:
     """Of :func:`winograd.results`, of maps [B, H, W, O] side by side.
 
     Args:

@@ -2,8 +2,8 @@
 
 A tile of 4 x 4 results needs 6 x 6 pixels d and a kernel g: it is A^T [(G g G^T) * (B^T d B)] A,
 36 products where the plain convolution takes 144. Summed over channels each of the 36 is a matrix
-product of its own. All of them are a grouped 1x1 convolution whose pixels are the tiles, and are
-computed as one: oneDNN, by which PyTorch convolves, uses all the width of a core, MKL, by which it
+product of its own. In float32 all of them are computed as one grouped 1x1 convolution whose pixels
+are the tiles: oneDNN, by which PyTorch convolves, uses all the width of a core, MKL, by which it
 multiplies batches of matrices, half of AMD's with AVX-512. The three matrices, and how much they
 round: :mod:`deflow_aug.flow.toom_cook`.
 
@@ -141,13 +141,22 @@ def multiply(tiles: Tensor, kernels: Tensor, bias: Tensor | None = None) -> Tens
         bias: [products * O], see :func:`biases`.
     """
     count, outputs, channels = kernels.shape
-    result = F.conv2d(as_pixels(tiles), kernels.view(-1, channels, 1, 1), bias, groups=count)
+    if not by_convolution(tiles):
+        sums = torch.bmm(tiles.transpose(0, 1), kernels.mT)
+        if bias is not None:
+            sums += bias.view(count, 1, outputs)
+        return sums.transpose(0, 1)
+    # One pixel after the other, channels last. Not conv2d, which with one thread, as workers have,
+    # computes one group after the other by MKL.
+    pixels = tiles.reshape(1, 1, len(tiles), -1).permute(0, 3, 1, 2)
+    weight, one = kernels.reshape(-1, channels, 1, 1), [1, 1]
+    result = torch.ops.aten.mkldnn_convolution(pixels, weight, bias, [0, 0], one, one, count)
     return result.permute(0, 2, 3, 1).reshape(len(tiles), count, outputs)
 
 
-def as_pixels(tiles: Tensor) -> Tensor:
-    """[1, products * C, 1, tiles], of [tiles, products, C]: the same memory, channels last."""
-    return tiles.reshape(1, 1, len(tiles), -1).permute(0, 3, 1, 2)
+def by_convolution(x: Tensor) -> bool:
+    """Whether oneDNN is there, and computes in this precision."""
+    return x.dtype == torch.float32 and x.is_cpu and torch.backends.mkldnn.is_available()
 
 
 def biases(bias: Tensor, count: int = 36) -> Tensor:
