@@ -109,18 +109,31 @@ class TransformedKernels:
         cls, kernels: Kernels, channels: Sequence[int], repeats: Sequence[int]
     ) -> TransformedKernels:
         """For maps of so many channels, whose pixels stand so often."""
-        taps, parts = kernels.taps(), []
-        for some, count in winograd.parts_of(repeats):
-            own = taps[:, :, : sum(channels[:count])]
-            products = winograd.transform_taps(own, repeats[count - 1])[some]
-            # A part should not keep all of them.
-            parts.append(products if some.start == 0 else products.clone())
+        parts = _transformed(kernels.taps(), channels, repeats)
         return cls(parts, kernels.bias, len(kernels.weights))
 
     def convolve(self, parts: Sequence[Tensor], grid: Grid) -> tuple[Tensor, ...]:
         """Of transformed maps the result of each of the kernels, [B, O, H, W]."""
         result = winograd.convolve(parts, self.parts, self.bias, grid, self.count)
         return tuple(one.movedim(-1, 1) for one in result)
+
+
+def _transformed(
+    taps: Tensor, channels: Sequence[int], repeats: Sequence[int], back: bool = False
+) -> list[Tensor]:
+    """Of each part the kernels, [some products, O, C].
+
+    Args:
+        taps: [9, O, C].
+        back: those that gradients go through instead, [some products, C, O].
+    """
+    parts = []
+    for some, count in winograd.parts_of(repeats):
+        own = taps[:, :, : sum(channels[:count])]
+        products = winograd.transform_taps(own.mT if back else own, repeats[count - 1])[some]
+        # A part should not keep all of them.
+        parts.append(products if some.start == 0 else products.clone())
+    return parts
 
 
 class _Convolve(torch.autograd.Function):
@@ -197,9 +210,9 @@ def _gradients(
             if weight is not None:
                 _add_products(weight, sums, parts, winograd.parts_of(repeats))
             if of_maps:
-                transformed = TransformedKernels.of(kernels, channels, repeats).parts
-                _add_through(totals, sums, transformed)
-                del transformed
+                back = _transformed(kernels.taps(), channels, repeats, back=True)
+                _add_through(totals, sums, back)
+                del back
             del sums
         del parts
         if of_maps:
@@ -233,9 +246,13 @@ def _add_products(
 
 
 def _add_through(totals: list[Tensor], sums: Sequence[Tensor], kernels: Sequence[Tensor]) -> None:
-    """Adds to the gradients of transformed maps' parts what they get through some kernels."""
+    """Adds to the gradients of transformed maps' parts what they get through some kernels.
+
+    Args:
+        kernels: [some products, C, O] of each part.
+    """
     for number, (one, kernel) in enumerate(zip(sums, kernels, strict=True)):
-        through = transposed.multiply(one, kernel)
+        through = winograd.multiply(one, kernel)
         if number < len(totals):
             totals[number] += through
         else:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deflow_aug.flow import toom_cook, winograd
+from deflow_aug.flow import toom_cook
 from deflow_aug.flow.grid import Grid, Region
 from deflow_aug.flow.winograd import Multiply, Scratch, parts_of
 
@@ -104,16 +104,6 @@ def transform_kernel(grad: Tensor, start: int = 0) -> Tensor:
     return flat.view(3, 3, *grad.shape[1:]).permute(2, 3, 0, 1)
 
 
-def multiply(grads: Tensor, kernels: Tensor) -> Tensor:
-    """Of :func:`winograd.multiply`, the gradient of the tiles: [tiles, products, C].
-
-    Args:
-        grads: [tiles, products, O].
-        kernels: [products, O, C].
-    """
-    return winograd.multiply(grads, kernels.mT)
-
-
 def multiply_kernel(grads: Tensor, tiles: Tensor) -> Tensor:
     """Of :func:`winograd.multiply`, the gradient of the kernels: [products, O, C]."""
     return torch.bmm(grads.permute(1, 2, 0), tiles.transpose(0, 1))
@@ -133,10 +123,8 @@ def results(grads: Sequence[Tensor], grid: Grid, counts: Sequence[int]) -> list[
         F.pad(grad, (0, 0, 0, right, 0, bottom)) if bottom or right else grad for grad in grads
     ]
     tiles = torch.cat([_tiles_of(grad) for grad in padded], -1).view(grid.tiles, 16, -1)
-    matrix, out = toom_cook.matrix("result", tiles.dtype).mT, []
-    for some in matrix[: sum(counts)].split(list(counts)):
-        out.append(torch.bmm(some.expand(len(tiles), *some.shape), tiles))
-    return out
+    matrices = toom_cook.matrix("result", tiles.dtype).mT[: sum(counts)].split(list(counts))
+    return [torch.bmm(some.expand(len(tiles), *some.shape), tiles) for some in matrices]
 
 
 class Results:

@@ -72,15 +72,13 @@ def _transform(
     """Of one map and regions of it, written to tensors that have one product after the other."""
     most = max(region.tiles for region in regions)
     size, start = most * pixels.shape[3], 0
+    sizes = [part.shape[1] for part in out]
     # Of windows as many pixels as a tile sees of the map.
     scratch = Scratch(pixels, (4 // repeats + 2) ** 2 * size, products(repeats) * size)
     for region in regions:
         transformed = TransformPadded(_window(pixels, region, repeats), scratch, repeats)()
-        first = 0
-        for part in out:
-            some = slice(first, first + part.shape[1])
-            part[start : start + region.tiles] = transformed[:, some]
-            first = some.stop
+        for part, own in zip(out, transformed.split(sizes, 1), strict=True):
+            part[start : start + region.tiles] = own
         start += region.tiles
 
 
@@ -176,14 +174,14 @@ def results(sums: Sequence[Tensor]) -> Tensor:
     Products that are left out, the last ones, count as nothing.
     """
     out = sums[0].new_empty(len(sums[0]), 16, sums[0].shape[2])
-    matrix, start = toom_cook.matrix("result", out.dtype), 0
-    for part in sums:
-        some = matrix[:, start : start + part.shape[1]].expand(len(part), -1, -1)
-        if start:
+    counts = [part.shape[1] for part in sums]
+    matrices = toom_cook.matrix("result", out.dtype)[:, : sum(counts)].split(counts, 1)
+    for number, (matrix, part) in enumerate(zip(matrices, sums, strict=True)):
+        some = matrix.expand(len(part), *matrix.shape)
+        if number:
             torch.baddbmm(out, some, part, out=out)
         else:
             torch.bmm(some, part, out=out)
-        start += part.shape[1]
     return out
 
 
