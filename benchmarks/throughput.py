@@ -120,11 +120,18 @@ class Clock:
 def convolution_flops(
     x: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object
 ) -> int:
-    """Of ``aten::mkldnn_convolution``, which PyTorch does not count."""
+    """Of oneDNN's operations that PyTorch does not count."""
     return conv_flop_count(list(x), list(weight), list(out_shape))
 
 
-COUNTED = {torch.ops.aten.mkldnn_convolution: convolution_flops}
+COUNTED = {
+    operation: convolution_flops
+    for operation in (
+        torch.ops.aten.mkldnn_convolution,
+        getattr(torch.ops.mkldnn, "_convolution_pointwise", None),
+    )
+    if operation is not None
+}
 
 
 def gigaflops(action: Action) -> float:

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from deflow_aug.flow import winograd
+from deflow_aug.flow import toom_cook, winograd
 from deflow_aug.flow.grid import Grid
-from deflow_aug.flow.winograd import Scratch, TransformPadded
+from deflow_aug.flow.products import Prepacked, multiply, prepacked
+from deflow_aug.flow.winograd import Multiply, Scratch, TransformPadded
 
 NEGATIVE_SLOPE = 0.2
 RESIDUAL_SCALE = 0.2
@@ -31,14 +31,16 @@ class DenseKernels:
     """What the five convolutions of a dense block are in tiles: [36, O, C] each, and biases, as
     :func:`winograd.biases` has them."""
 
-    kernels: Sequence[Tensor]
+    kernels: Sequence[Tensor | Prepacked]
     biases: Sequence[Tensor]
 
     @classmethod
-    def of(cls, parameters: Sequence[Tensor]) -> DenseKernels:
-        """Of weights and biases."""
+    def kept(cls, parameters: Sequence[Tensor], tiles: int) -> DenseKernels:
+        """Of weights and biases, for many maps, about so many of whose tiles are multiplied at
+        once."""
         weights, biases = parameters[:CONVOLUTIONS], parameters[CONVOLUTIONS:]
-        return cls([*map(winograd.transform_kernel, weights)], [*map(winograd.biases, biases)])
+        kernels = [prepacked(winograd.transform_kernel(weight), tiles) for weight in weights]
+        return cls(kernels, [*map(winograd.biases, biases)])
 
 
 class DenseMaps:
@@ -59,7 +61,7 @@ class DenseMaps:
         widths = [self.channels] + [growth] * (CONVOLUTIONS - 1)
         self.maps = [self.grid.padded(pixels, width) for width in widths]
         self.pixels.copy_(pixels)
-        most = max(region.tiles for region in self.regions)
+        self.most = most = max(region.tiles for region in self.regions)
         self._tiles = [
             pixels.new_empty(36 * most * sum(widths))
             for _ in self.regions[:CONVOLUTIONS]  # one more is begun when the first is done
@@ -117,6 +119,8 @@ class _Step:
         self._transform = TransformPadded(region.windows(maps.maps[number]), maps.scratch)
         self._last, target = last, maps.maps[0 if last else number + 1]
         self._place = region.pixels(target)
+        matrix = toom_cook.matrix("result", target.dtype)
+        self._results = Multiply(matrix, region.tiles, target.shape[3], maps.scratch)
         # What tiles compute beyond the map is none of its border, which is nothing.
         beyond = target[:, 1 + maps.grid.height : -1], target[:, :, 1 + maps.grid.width : -1]
         self._beyond = [part for part in beyond if part.numel()]
@@ -133,12 +137,12 @@ class _Step:
             return
         number = self.number
         seen = self._tiles if number else alone
-        sums = winograd.multiply(seen, block.kernels[number], block.biases[number])
-        pixels = winograd.results([sums])
+        sums = multiply(seen, block.kernels[number], block.biases[number])
+        pixels = self._results(sums).view(self._place.shape)
         if self._last:
-            self._place.add_(pixels.view(self._place.shape), alpha=RESIDUAL_SCALE)
+            self._place.add_(pixels, alpha=RESIDUAL_SCALE)
         else:
-            self._place.copy_(F.leaky_relu_(pixels, NEGATIVE_SLOPE).view(self._place.shape))
+            torch.ops.aten.leaky_relu.out(pixels, NEGATIVE_SLOPE, out=self._place)
         for part in self._beyond:
             part.zero_()
 

@@ -23,6 +23,7 @@ from deflow_aug.dense import (
 from deflow_aug.devices import full_precision
 from deflow_aug.flow import transposed, winograd
 from deflow_aug.flow.grid import Grid
+from deflow_aug.flow.products import multiply
 
 
 class Workspace:
@@ -267,7 +268,7 @@ class _StepBackward:
         alone = self._results()
         self._place.copy_(alone)
         seen = self._sums if self._place.shape != self._sums.shape else alone
-        self._transform(winograd.multiply(seen, self._kernel))
+        self._transform(multiply(seen, self._kernel))
         return self._window
 
 

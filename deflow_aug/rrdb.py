@@ -61,10 +61,10 @@ class RRDB(Folding):
         """Of each dense block."""
         return [cast(ResidualDenseBlock, block).weights_and_biases() for block in self.blocks]
 
-    def kernels(self) -> list[DenseKernels]:
-        """Of each dense block, in tiles."""
+    def kernels(self, tiles: int) -> list[DenseKernels]:
+        """Of each dense block, for about so many tiles at once."""
         return self.folded_once(
-            "kernels", lambda: [DenseKernels.of(own) for own in self.weights_and_biases()]
+            "kernels", lambda: [DenseKernels.kept(own, tiles) for own in self.weights_and_biases()]
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def through(
     else:
         maps = DenseMaps(x.movedim(1, -1), blocks[0].growth)
         for number, block in enumerate(blocks):
-            maps.rrdb(block.kernels())
+            maps.rrdb(block.kernels(maps.most))
             if number in wanted:
                 outputs[number] = maps.pixels.clone().movedim(-1, 1)
         x = maps.pixels.movedim(-1, 1)

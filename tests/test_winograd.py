@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
 from deflow_aug.flow import convolution, toom_cook, transposed, winograd
@@ -195,34 +194,6 @@ def test_low_precision_and_small_maps_are_not_computed_in_tiles() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not in_tiles(torch.ones(1, 1, 4, 5))
     assert not in_tiles(torch.ones(1, 1, 3, 8))
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_products_are_convolutions_by_onednn(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one thread too, as workers have; without oneDNN, and in float64, matrix products."""
-    torch.manual_seed(0)
-    tiles, kernels, bias = torch.randn(7, 9, 5), torch.randn(9, 4, 5), torch.randn(9 * 4)
-    before = torch.get_num_threads()
-
-    def multiplied(tiles: Tensor, kernels: Tensor, bias: Tensor) -> set[str]:
-        with profile(activities=[ProfilerActivity.CPU]) as what:
-            result = winograd.multiply(tiles, kernels, bias)
-        assert_close(result, expected.to(result.dtype), rtol=1e-5, atol=1e-5)
-        return {event.key for event in what.key_averages()}
-
-    try:
-        torch.set_num_threads(threads)
-        for some in (tiles, torch.cat([tiles, tiles], 2)[:, :, :5], tiles[:1].expand(7, -1, -1)):
-            expected = torch.einsum("tpc,poc->tpo", some.double(), kernels.double())
-            expected += bias.double().view(9, 4)
-            ran = multiplied(some, kernels, bias)
-            assert ("aten::mkldnn_convolution" in ran) == torch.backends.mkldnn.is_available()
-            assert not any("slow" in name or "thnn" in name for name in ran)
-            assert "aten::bmm" in multiplied(some.double(), kernels.double(), bias.double())
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-        assert "aten::bmm" in multiplied(some, kernels, bias)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_autocast_around_the_backward_pass_changes_nothing() -> None:

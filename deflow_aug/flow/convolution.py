@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from deflow_aug.devices import full_precision
 from deflow_aug.flow import transposed, winograd
 from deflow_aug.flow.grid import Grid
+from deflow_aug.flow.products import Prepacked, multiply, prepacked
 
 TOGETHER = 512
 """Tiles of which maps and gradients are transformed at the same time; the more, the more memory,
@@ -100,7 +101,7 @@ class TransformedKernels:
     """Of each part (:func:`winograd.transform_together`) the kernels, [some products, O, C]; the
     bias, [O]; how many they were before."""
 
-    parts: list[Tensor]
+    parts: Sequence[Tensor | Prepacked]
     bias: Tensor
     count: int
 
@@ -111,6 +112,15 @@ class TransformedKernels:
         """For maps of so many channels, whose pixels stand so often."""
         parts = _transformed(kernels.taps(), channels, repeats)
         return cls(parts, kernels.bias, len(kernels.weights))
+
+    @classmethod
+    def kept(
+        cls, kernels: Kernels, channels: Sequence[int], repeats: Sequence[int], tiles: int
+    ) -> TransformedKernels:
+        """For many maps, about so many of whose tiles are multiplied at once."""
+        parts = _transformed(kernels.taps(), channels, repeats)
+        packed = [prepacked(part, tiles) for part in parts]
+        return cls(packed, kernels.bias, len(kernels.weights))
 
     def convolve(self, parts: Sequence[Tensor], grid: Grid) -> tuple[Tensor, ...]:
         """Of transformed maps the result of each of the kernels, [B, O, H, W]."""
@@ -252,7 +262,7 @@ def _add_through(totals: list[Tensor], sums: Sequence[Tensor], kernels: Sequence
         kernels: [some products, C, O] of each part.
     """
     for number, (one, kernel) in enumerate(zip(sums, kernels, strict=True)):
-        through = winograd.multiply(one, kernel)
+        through = multiply(one, kernel)
         if number < len(totals):
             totals[number] += through
         else:

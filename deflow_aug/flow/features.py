@@ -33,12 +33,12 @@ class FeatureKernel:
         self._transformed: dict[tuple[tuple[int, ...], ...], TransformedKernels] = {}
 
     def transformed(
-        self, channels: tuple[int, ...], repeats: tuple[int, ...]
+        self, channels: tuple[int, ...], repeats: tuple[int, ...], tiles: int
     ) -> TransformedKernels:
-        """For maps of so many channels, whose pixels stand so often."""
+        """For maps of so many channels, whose pixels stand so often, so many tiles at once."""
         key = channels, repeats
         if key not in self._transformed:
-            self._transformed[key] = TransformedKernels.of(self.fold(), *key)
+            self._transformed[key] = TransformedKernels.kept(self.fold(), *key, tiles)
         return self._transformed[key]
 
 
@@ -85,7 +85,8 @@ class FeatureMap:
         maps, repeats = self._parts
         channels = tuple(part.shape[1] for part in maps)
         grid = Grid(len(self.fine), *self.fine.shape[2:])
-        return kernel.transformed(channels, repeats).convolve(self.tiles, grid)
+        transformed = kernel.transformed(channels, repeats, grid.tiles_together)
+        return transformed.convolve(self.tiles, grid)
 
     def convolve_all(self, kernels: Sequence[FeatureKernel]) -> list[tuple[Tensor, ...]]:
         """:meth:`convolve` in tiles, with gradients, which all kernels then have at once."""

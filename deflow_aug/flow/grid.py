@@ -39,7 +39,11 @@ class Grid:
     @property
     def rows_together(self) -> int:
         """Of how many rows the tiles are computed together."""
-        return max(1, BAND // self.columns)
+        return min(self.batch * self.rows, max(1, BAND // self.columns))
+
+    @property
+    def tiles_together(self) -> int:
+        return self.rows_together * self.columns
 
     @property
     def whole(self) -> Region:

@@ -138,12 +138,13 @@ class Results:
     def __init__(self, grad: Tensor, scratch: Scratch) -> None:
         self._pixels = _tiles_of(grad)
         self._copies = scratch.first(self._pixels.shape)
+        self._tiles = self._copies.view(-1, 16, grad.shape[3])
         matrix = toom_cook.matrix("result", grad.dtype).mT
-        self._multiply = Multiply(matrix, self._copies.view(-1, 16, grad.shape[3]), scratch)
+        self._multiply = Multiply(matrix, len(self._tiles), grad.shape[3], scratch)
 
     def __call__(self) -> Tensor:
         self._copies.copy_(self._pixels)
-        return self._multiply()
+        return self._multiply(self._tiles)
 
 
 def _tiles_of(pixels: Tensor) -> Tensor:

@@ -1,11 +1,9 @@
 """3x3 convolutions with fewer multiplications: Winograd's F(4x4, 3x3) (Lavin & Gray, 2016).
 
 A tile of 4 x 4 results needs 6 x 6 pixels d and a kernel g: it is A^T [(G g G^T) * (B^T d B)] A,
-36 products where the plain convolution takes 144. Summed over channels each of the 36 is a matrix
-product of its own. In float32 all of them are computed as one grouped 1x1 convolution whose pixels
-are the tiles: oneDNN, by which PyTorch convolves, uses all the width of a core, MKL, by which it
-multiplies batches of matrices, half of AMD's with AVX-512. The three matrices, and how much they
-round: :mod:`deflow_aug.flow.toom_cook`.
+36 products where the plain convolution takes 144, whose sums over channels are matrix products
+(:mod:`deflow_aug.flow.products`). The three matrices, and how much they round:
+:mod:`deflow_aug.flow.toom_cook`.
 
 All here is without gradients, on pixels in the order [B, H, W, C]. Each transform has its
 transpose, which gradients take, in :mod:`deflow_aug.flow.transposed`.
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from deflow_aug.flow import toom_cook
 from deflow_aug.flow.grid import Grid, Region
-from deflow_aug.flow.toom_cook import products
+from deflow_aug.flow.products import Prepacked, multiply
 
 
 def transform_together(
@@ -58,7 +56,7 @@ def transform_together(
 
 def parts_of(repeats: Sequence[int]) -> list[tuple[slice, int]]:
     """Of which products how many maps are, the first ones; see :func:`transform_together`."""
-    counts = [products(often) for often in repeats]
+    counts = [toom_cook.products(often) for often in repeats]
     ends = sorted(set(counts))
     return [
         (slice(start, end), sum(count >= end for count in counts))
@@ -74,7 +72,7 @@ def _transform(
     size, start = most * pixels.shape[3], 0
     sizes = [part.shape[1] for part in out]
     # Of windows as many pixels as a tile sees of the map.
-    scratch = Scratch(pixels, (4 // repeats + 2) ** 2 * size, products(repeats) * size)
+    scratch = Scratch(pixels, (4 // repeats + 2) ** 2 * size, toom_cook.products(repeats) * size)
     for region in regions:
         transformed = TransformPadded(_window(pixels, region, repeats), scratch, repeats)()
         for part, own in zip(out, transformed.split(sizes, 1), strict=True):
@@ -104,13 +102,13 @@ class TransformPadded:
         windows = padded.unfold(1, side, stride).unfold(2, side, stride)
         self._windows = windows.permute(0, 1, 2, 4, 5, 3)
         self._copies = scratch.first(self._windows.shape)
-        blocks = self._copies.view(-1, side * side, channels)
+        self._blocks = self._copies.view(-1, side * side, channels)
         matrix = toom_cook.matrix("data", padded.dtype, repeats)
-        self._multiply = Multiply(matrix, blocks, scratch)
+        self._multiply = Multiply(matrix, len(self._blocks), channels, scratch)
 
     def __call__(self) -> Tensor:
         self._copies.copy_(self._windows)
-        return self._multiply()
+        return self._multiply(self._blocks)
 
 
 def transform_kernel(weight: Tensor, repeats: int = 1) -> Tensor:
@@ -128,33 +126,6 @@ def transform_taps(taps: Tensor, repeats: int = 1, out: Tensor | None = None) ->
     matrices = matrix.view(terms, terms, 9)
     torch.bmm(matrices, flat.expand(terms, *flat.shape), out=out.view(terms, terms, -1))
     return out
-
-
-def multiply(tiles: Tensor, kernels: Tensor, bias: Tensor | None = None) -> Tensor:
-    """For each product a matrix product of its own: [tiles, products, O].
-
-    Args:
-        tiles: [tiles, products, C].
-        kernels: [products, O, C].
-        bias: [products * O], see :func:`biases`.
-    """
-    count, outputs, channels = kernels.shape
-    if not by_convolution(tiles):
-        sums = torch.bmm(tiles.transpose(0, 1), kernels.mT)
-        if bias is not None:
-            sums += bias.view(count, 1, outputs)
-        return sums.transpose(0, 1)
-    # One pixel after the other, channels last. Not conv2d, which with one thread, as workers have,
-    # computes one group after the other by MKL.
-    pixels = tiles.reshape(1, 1, len(tiles), -1).permute(0, 3, 1, 2)
-    weight, one = kernels.reshape(-1, channels, 1, 1), [1, 1]
-    result = torch.ops.aten.mkldnn_convolution(pixels, weight, bias, [0, 0], one, one, count)
-    return result.permute(0, 2, 3, 1).reshape(len(tiles), count, outputs)
-
-
-def by_convolution(x: Tensor) -> bool:
-    """Whether oneDNN is there, and computes in this precision."""
-    return x.dtype == torch.float32 and x.is_cpu and torch.backends.mkldnn.is_available()
 
 
 def biases(bias: Tensor, count: int = 36) -> Tensor:
@@ -199,18 +170,23 @@ class Scratch:
 
 
 class Multiply:
-    """``matrix`` [m, n] times that of every tile, [tiles, n, C], in scratch memory, second."""
+    """``matrix`` [m, n] times that of every tile, in scratch memory, second."""
 
-    def __init__(self, matrix: Tensor, tiles: Tensor, scratch: Scratch) -> None:
-        self._matrices, self._tiles = matrix.expand(len(tiles), *matrix.shape), tiles
-        self._out = scratch.second((len(tiles), len(matrix), tiles.shape[2]))
+    def __init__(self, matrix: Tensor, tiles: int, channels: int, scratch: Scratch) -> None:
+        self._matrices = matrix.expand(tiles, *matrix.shape)
+        self._out = scratch.second((tiles, len(matrix), channels))
 
-    def __call__(self) -> Tensor:
-        return torch.bmm(self._matrices, self._tiles, out=self._out)
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Of [tiles, n, C] the product [tiles, m, C], until the memory is used again."""
+        return torch.bmm(self._matrices, tiles, out=self._out)
 
 
 def convolve(
-    parts: Sequence[Tensor], kernels: Sequence[Tensor], bias: Tensor, grid: Grid, chunks: int = 1
+    parts: Sequence[Tensor],
+    kernels: Sequence[Tensor | Prepacked],
+    bias: Tensor,
+    grid: Grid,
+    chunks: int = 1,
 ) -> list[Tensor]:
     """The padded convolution of what was transformed: [B, H, W, O / chunks] of each chunk.
 
@@ -224,8 +200,8 @@ def convolve(
     outputs = len(bias)
     shape = batch * rows, 4, columns, 4, outputs // chunks
     result = [bias.new_empty(shape) for _ in range(chunks)]
-    band = min(batch * rows, grid.rows_together)
-    added: list[Tensor | None] = [biases(bias, len(kernels[0])), *[None] * (len(kernels) - 1)]
+    band = grid.rows_together
+    added: list[Tensor | None] = [biases(bias, parts[0].shape[1]), *[None] * (len(parts) - 1)]
     for top in range(0, batch * rows, band):
         some = slice(top * columns, min(top + band, batch * rows) * columns)
         sums = [
