@@ -18,7 +18,8 @@ from torch import Tensor
 
 from deflow_aug.flow import toom_cook, winograd
 from deflow_aug.flow.grid import Grid
-from deflow_aug.flow.products import Prepacked, multiply, prepacked
+from deflow_aug.flow.prepacked import Prepacked
+from deflow_aug.flow.products import multiply, prepacked
 from deflow_aug.flow.winograd import Multiply, Scratch, TransformPadded
 
 NEGATIVE_SLOPE = 0.2

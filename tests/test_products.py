@@ -1,4 +1,4 @@
-"""Products of tiles: by oneDNN, with kernels in its own order, and without it."""
+"""Products of tiles: by oneDNN, with kernels in its own order, and without it; convolutions so."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
-from deflow_aug.flow import products
-from deflow_aug.flow.products import Prepacked, multiply, prepacked
+from deflow_aug.flow import prepacked as own_order
+from deflow_aug.flow.coupling import AffineNet
+from deflow_aug.flow.prepacked import Prepacked
+from deflow_aug.flow.products import multiply, prepacked
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -45,9 +48,9 @@ def test_products_are_convolutions_by_onednn(threads: int, monkeypatch: pytest.M
 @pytest.fixture
 def can_prepack() -> Iterator[None]:
     """What this PyTorch can is found out anew, before and after."""
-    products._can_prepack.cache_clear()
+    own_order._works_as_expected.cache_clear()
     yield
-    products._can_prepack.cache_clear()
+    own_order._works_as_expected.cache_clear()
 
 
 @pytest.mark.parametrize("outputs", [4, 16, 48, 64])
@@ -87,19 +90,54 @@ def test_kernels_stay_as_they_are_where_prepacking_is_impossible(
     assert prepacked(kernels, 7) is kernels
 
 
-@pytest.mark.parametrize("found", ["missing", "other arguments", "another result"])
+@pytest.mark.parametrize("found", ["missing", "other arguments", "another result", "another order"])
 def test_an_unknown_pytorch_does_without_prepacking(
     found: str, can_prepack: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operations are PyTorch's own: any release may change them."""
 
-    def by_prepacked(tiles: Tensor, kernels: Prepacked, bias: Tensor | None) -> Tensor:
+    def convolve(self: Prepacked, x: Tensor, bias: Tensor | None = None) -> Tensor:
         if found == "missing":
-            return torch.ops.mkldnn._no_such_operation(tiles)
+            return torch.ops.mkldnn._no_such_operation(x)
         if found == "other arguments":
-            return torch.ops.mkldnn._convolution_pointwise(tiles, kernels.weight)
-        return tiles.new_zeros(len(tiles), kernels.products, kernels.outputs)
+            return torch.ops.mkldnn._convolution_pointwise(x, self._weight)
+        result = original(self, x, bias)
+        return result + 1 if found == "another result" else result.contiguous()
 
-    monkeypatch.setattr(products, "_by_prepacked", by_prepacked)
+    original = Prepacked.convolve
+    monkeypatch.setattr(Prepacked, "convolve", convolve)
     kernels = torch.randn(9, 4, 5)
     assert prepacked(kernels, 7) is kernels
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_prepacked_convolutions_are_convolutions_of_any_size(size: int) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(12, 6, size, size), torch.randn(12)
+    if not own_order.can_prepack(weight):
+        pytest.skip("this PyTorch has no oneDNN")
+    packed = Prepacked(weight, [1, 6, 40, 40])
+    for shape in ((1, 6, 40, 40), (3, 6, 1, 2), (2, 6, 81, 5)):
+        x = torch.randn(shape)
+        for own in (x, x.contiguous(memory_format=torch.channels_last), x.flip(3).mT.mT):
+            expected = F.conv2d(own.double(), weight.double(), bias.double(), padding=size // 2)
+            result = packed.convolve(own, bias)
+            assert result.is_contiguous(memory_format=torch.channels_last)
+            assert_close(result, expected.float(), rtol=1e-5, atol=2e-5)
+
+
+def test_networks_are_prepacked_where_neither_gradients_nor_autocast_want_them_otherwise() -> None:
+    torch.manual_seed(0)
+    net = AffineNet(3 + 5, 8, 4, kept=3)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    response, kept = torch.randn(2, 8, 9, 7), torch.randn(2, 3, 9, 7)
+    assert net.fold().prepacked(response).packed == (None, None, None)  # gradients are recorded
+    with torch.no_grad():
+        plain = net.fold()
+        packed = plain.prepacked(response)
+        assert all(packed.packed) == own_order.can_prepack(plain.second[0])
+        assert_close(packed(response, kept), plain(response, kept))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_close(packed(response, kept), plain(response, kept), rtol=0, atol=0)
+        assert net.double().fold().prepacked(response.double()).packed == (None, None, None)

@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 from deflow_aug.devices import full_precision
 from deflow_aug.flow import transposed, winograd
 from deflow_aug.flow.grid import Grid
-from deflow_aug.flow.products import Prepacked, multiply, prepacked
+from deflow_aug.flow.prepacked import Prepacked
+from deflow_aug.flow.products import multiply, prepacked
 
 TOGETHER = 512
 """Tiles of which maps and gradients are transformed at the same time; the more, the more memory,

@@ -7,8 +7,8 @@ number of samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from deflow_aug.flow.convolution import Kernels
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.folding import Folding
 from deflow_aug.flow.layers import ChannelAffine
+from deflow_aug.flow.prepacked import Prepacked, can_prepack
 
 SCALE_EPS = 1e-3
 """Added to every predicted scale, which thus lies in (0.001, 1.001)."""
@@ -158,12 +159,29 @@ class FoldedNet:
         first: of the kept channels, a weight; None if there are none.
         second, last: weight and bias.
         settle: what the two hidden maps pass before their ReLU, see :meth:`ConvActNorm.settle`.
+        packed: the three weights, prepacked, by which it is computed without gradients.
     """
 
     first: Tensor | None
     second: tuple[Tensor, Tensor]
     last: tuple[Tensor, Tensor]
     settle: tuple[Settle, Settle] | None = None
+    packed: Sequence[Prepacked | None] = (None, None, None)
+
+    def prepacked(self, response: Tensor) -> FoldedNet:
+        """The same for many maps of about this size, where that is possible.
+
+        Gradients, and low precision, are computed by the weights as they are.
+        """
+        weights = self.first, self.second[0], self.last[0]
+        if torch.is_grad_enabled() or not can_prepack(weights[1]):
+            return self
+        batch, _, *size = response.shape
+        packed = [
+            None if weight is None else Prepacked(weight, [batch, weight.shape[1], *size])
+            for weight in weights
+        ]
+        return replace(self, packed=packed)
 
     def __call__(self, response: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Shift and scale."""
@@ -174,19 +192,25 @@ class FoldedNet:
         """The two hidden maps, after their ReLU."""
         first = response
         if self.first is not None and kept is not None:
-            first = F.conv2d(kept, self.first, padding=1).add_(first)
+            first = _convolve(kept, self.first, None, self.packed[0]).add_(first)
         settle_first, settle_second = self.settle or (_as_it_is, _as_it_is)
         first = F.relu(settle_first(first), inplace=kept is not None)
-        return first, F.relu_(settle_second(F.conv2d(first, *self.second)))
+        return first, F.relu_(settle_second(_convolve(first, *self.second, self.packed[1])))
 
     def predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Shift and scale, of the second hidden map."""
-        shift, raw = F.conv2d(hidden, *self.last, padding=1).chunk(2, 1)
+        shift, raw = _convolve(hidden, *self.last, self.packed[2]).chunk(2, 1)
         if torch.is_grad_enabled():
             return shift, torch.sigmoid(raw) + SCALE_EPS
         # Each in memory of its own: of some channels of a map everything is computed much slower.
         shift, raw = (half.contiguous(memory_format=torch.channels_last) for half in (shift, raw))
         return shift, raw.sigmoid_().add_(SCALE_EPS)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Prepacked | None) -> Tensor:
+    if packed is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return F.conv2d(x, weight, bias, padding=weight.shape[2] // 2)
+    return packed.convolve(x, bias)
 
 
 def _as_it_is(x: Tensor) -> Tensor:

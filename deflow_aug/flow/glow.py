@@ -103,8 +103,8 @@ class FlowStep(MixingStep):
             if torch.is_grad_enabled():  # where one after the other takes less memory
                 return [self.mix(), *(layer.prepare(features) for layer in self._conditional())]
             features = features.convolve(self.feature_kernel())
-        folded = self.folded_once("step", self.fold)
         (coupling, injector), (of_coupling, of_injector) = self._conditional(), features
+        folded = self.folded_once("step", lambda: self.fold().prepacked(of_coupling))
         return [
             folded.mix,
             coupling.prepare_response(of_coupling, folded.coupling),
@@ -118,8 +118,7 @@ class FlowStep(MixingStep):
             kept: the coupling's own of :meth:`first_weights`, if that is known.
         """
         coupling, injector = (layer.net for layer in self._conditional())
-        own = coupling.folded() if kept is None else coupling.fold(kept)
-        return FoldedStep(self.mix(), own, injector.folded())
+        return FoldedStep(self.mix(), coupling.fold(kept), injector.fold())
 
     def first_weights(self) -> tuple[Tensor, list[Tensor]]:
         """Of the coupling's first layer the kept channels' weight, and the features' of both."""

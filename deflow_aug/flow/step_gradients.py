@@ -38,6 +38,11 @@ class FoldedStep:
     coupling: FoldedNet
     injector: FoldedNet
 
+    def prepacked(self, response: Tensor) -> FoldedStep:
+        """The same for many maps of about this size."""
+        nets = (net.prepacked(response) for net in (self.coupling, self.injector))
+        return FoldedStep(self.mix, *nets)
+
     def tensors(self) -> list[Tensor]:
         """All that gradients go through to the parameters."""
         coupling, injector = self.coupling, self.injector

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from deflow_aug.flow import toom_cook
 from deflow_aug.flow.grid import Grid, Region
-from deflow_aug.flow.products import Prepacked, multiply
+from deflow_aug.flow.prepacked import Prepacked
+from deflow_aug.flow.products import multiply
 
 
 def transform_together(
