@@ -24,6 +24,9 @@ from deflow_aug.flow.grid import Grid, Region
 from deflow_aug.flow.prepacked import Prepacked
 from deflow_aug.flow.products import multiply
 
+TRANSFORMED = 128
+"""Tiles of a map that are transformed at once: what is on the way stays in a core's cache."""
+
 
 def transform_together(
     maps: Sequence[Tensor], repeats: Sequence[int], region: Region | None = None
@@ -39,7 +42,7 @@ def transform_together(
             order.
         region: of which tiles; without it of all.
     """
-    regions = [region] if region else Grid.over(maps[0], repeats[0]).regions()
+    regions = [region] if region else Grid.over(maps[0], repeats[0]).regions(TRANSFORMED)
     tiles = sum(one.tiles for one in regions)
     channels = [pixels.shape[3] for pixels in maps]
     out = [
