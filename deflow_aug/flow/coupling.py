@@ -168,7 +168,7 @@ class FoldedNet:
     settle: tuple[Settle, Settle] | None = None
     packed: Sequence[Prepacked | None] = (None, None, None)
 
-    def prepacked(self, response: Tensor) -> FoldedNet:
+    def prepacked(self, like: Tensor) -> FoldedNet:
         """The same for many maps of about this size, where that is possible.
 
         Gradients, and low precision, are computed by the weights as they are.
@@ -176,7 +176,7 @@ class FoldedNet:
         weights = self.first, self.second[0], self.last[0]
         if torch.is_grad_enabled() or not can_prepack(weights[1]):
             return self
-        batch, _, *size = response.shape
+        batch, _, *size = like.shape
         packed = [
             None if weight is None else Prepacked(weight, [batch, weight.shape[1], *size])
             for weight in weights

@@ -51,10 +51,13 @@ class Folding(nn.Module):
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    """Its parameters and buffers: as PyTorch's own iterators, which take ten times as long."""
-    modules, tensors = [module], []
+    """Its parameters and buffers: as PyTorch's own iterators, which take six times as long."""
+    modules: list[nn.Module | None] = [module]
+    tensors: list[Tensor | None] = []
     for one in modules:
-        for own in (one._parameters, one._buffers):
-            tensors += [tensor for tensor in own.values() if tensor is not None]
-        modules += [child for child in one._modules.values() if child is not None]
-    return tensors
+        if one is not None:
+            # Most of these are empty.
+            tensors += one._parameters.values() if one._parameters else ()
+            tensors += one._buffers.values() if one._buffers else ()
+            modules += one._modules.values() if one._modules else ()
+    return [tensor for tensor in tensors if tensor is not None]

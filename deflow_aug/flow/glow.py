@@ -102,9 +102,14 @@ class FlowStep(MixingStep):
         if isinstance(features, FeatureMap):
             if torch.is_grad_enabled():  # where one after the other takes less memory
                 return [self.mix(), *(layer.prepare(features) for layer in self._conditional())]
-            features = features.convolve(self.feature_kernel())
+            size = features.fine
+            kernel, folded = self.folded_once(
+                "step", lambda: (FeatureKernel(self.kernels), self.fold().prepacked(size))
+            )
+            features = features.convolve(kernel)
+        else:
+            folded = self.fold()
         (coupling, injector), (of_coupling, of_injector) = self._conditional(), features
-        folded = self.folded_once("step", lambda: self.fold().prepacked(of_coupling))
         return [
             folded.mix,
             coupling.prepare_response(of_coupling, folded.coupling),
@@ -125,12 +130,8 @@ class FlowStep(MixingStep):
         coupling, injector = (layer.net.first_weights() for layer in self._conditional())
         return coupling[0], [coupling[1], injector[1]]
 
-    def feature_kernel(self) -> FeatureKernel:
-        """Of the features in the first layers of coupling and injector."""
-        return self.folded_once("features", lambda: FeatureKernel(self.kernels))
-
     def kernels(self, weights: Sequence[Tensor | None] = (None, None)) -> Kernels:
-        """What :meth:`feature_kernel` is made of.
+        """Of the features in the first layers of coupling and injector.
 
         Args:
             weights: the features' of :meth:`first_weights`, if they are known.

@@ -38,9 +38,9 @@ class FoldedStep:
     coupling: FoldedNet
     injector: FoldedNet
 
-    def prepacked(self, response: Tensor) -> FoldedStep:
+    def prepacked(self, like: Tensor) -> FoldedStep:
         """The same for many maps of about this size."""
-        nets = (net.prepacked(response) for net in (self.coupling, self.injector))
+        nets = (net.prepacked(like) for net in (self.coupling, self.injector))
         return FoldedStep(self.mix, *nets)
 
     def tensors(self) -> list[Tensor]:
