@@ -29,8 +29,8 @@ CONVOLUTIONS = 5
 
 @dataclass(frozen=True)
 class DenseKernels:
-    """What the five convolutions of a dense block are in tiles: [36, O, C] each, and biases, as
-    :func:`winograd.biases` has them."""
+    """What the five convolutions of a dense block are in tiles: [36, O, C] each, or these
+    prepacked, and biases, as :func:`winograd.biases` has them."""
 
     kernels: Sequence[Tensor | Prepacked]
     biases: Sequence[Tensor]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small import small_model
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
@@ -58,7 +63,7 @@ def test_prepacked_kernels_are_the_same_for_any_number_of_tiles(outputs: int) ->
     torch.manual_seed(0)
     kernels, bias = torch.randn(9, outputs, 20), torch.randn(9 * outputs)
     packed = prepacked(kernels, 100)
-    assert isinstance(packed, Prepacked) == torch.backends.mkldnn.is_available()
+    assert isinstance(packed, Prepacked) == own_order.can_prepack(kernels)
     for count in (1, 4, 25, 100, 600):
         wide = torch.randn(count, 9, 30)
         for tiles in (wide[:, :, :20].contiguous(), wide[:, :, 10:]):
@@ -90,24 +95,63 @@ def test_kernels_stay_as_they_are_where_prepacking_is_impossible(
     assert prepacked(kernels, 7) is kernels
 
 
-@pytest.mark.parametrize("found", ["missing", "other arguments", "another result", "another order"])
+@pytest.mark.parametrize(
+    "found", ["missing", "other arguments", "another result", "another order", "two", "refused"]
+)
 def test_an_unknown_pytorch_does_without_prepacking(
     found: str, can_prepack: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operations are PyTorch's own: any release may change them."""
 
-    def convolve(self: Prepacked, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def convolve(self: Prepacked, x: Tensor, bias: Tensor | None = None) -> Any:
         if found == "missing":
             return torch.ops.mkldnn._no_such_operation(x)
         if found == "other arguments":
             return torch.ops.mkldnn._convolution_pointwise(x, self._weight)
+        if found == "refused":
+            raise ValueError
         result = original(self, x, bias)
+        if found == "two":
+            return result, result
         return result + 1 if found == "another result" else result.contiguous()
 
     original = Prepacked.convolve
     monkeypatch.setattr(Prepacked, "convolve", convolve)
     kernels = torch.randn(9, 4, 5)
     assert prepacked(kernels, 7) is kernels
+
+
+@pytest.mark.parametrize("around", [lambda: torch.device("meta"), lambda: torch.autocast("cpu")])
+def test_what_surrounds_the_first_trial_decides_nothing(
+    around: Callable[[], AbstractContextManager[Any]],
+    can_prepack: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = own_order.can_prepack(torch.ones(1))
+    own_order._works_as_expected.cache_clear()
+    with around():
+        assert own_order._works_as_expected() == expected
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert not own_order.can_prepack(torch.ones(1))
+
+
+def test_degrading_convolves_by_prepacked_kernels() -> None:
+    """What they prepare can be copied and saved all the same."""
+    torch.manual_seed(0)
+    model, x = small_model().eval(), torch.rand(1, 3, 64, 64)
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as what:
+        features = model.features(x)
+        latents, _ = model.encode(x, features)
+        expected = model.decode(latents, features)
+    ran = {event.key: event.count for event in what.key_averages()}
+    if own_order.can_prepack(x):
+        # Of each step: at least one for the features, three of the coupling's network in each
+        # direction, two of the injector's.
+        steps = model.config.levels * model.config.steps
+        assert ran["mkldnn::_convolution_pointwise"] >= steps * (1 + 2 * 3 + 2)
+    for copied in (copy.deepcopy(features), pickle.loads(pickle.dumps(features))):
+        with torch.inference_mode():
+            assert_close(model.decode(latents, copied), expected)
 
 
 @pytest.mark.parametrize("size", [1, 3])

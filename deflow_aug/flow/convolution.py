@@ -99,8 +99,8 @@ def convolve_maps(
 
 @dataclass(frozen=True)
 class TransformedKernels:
-    """Of each part (:func:`winograd.transform_together`) the kernels, [some products, O, C]; the
-    bias, [O]; how many they were before."""
+    """Of each part (:func:`winograd.transform_together`) the kernels, [some products, O, C],
+    or these prepacked; the bias, [O]; how many they were before."""
 
     parts: Sequence[Tensor | Prepacked]
     bias: Tensor

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from deflow_aug.flow.base import Invertible, sum_per_image
 from deflow_aug.flow.convolution import Kernels
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
-from deflow_aug.flow.folding import Folding
 from deflow_aug.flow.layers import ChannelAffine
 from deflow_aug.flow.prepacked import Prepacked, can_prepack
 
@@ -84,7 +83,7 @@ class ConvZeros(nn.Module):
         return even, odd
 
 
-class AffineNet(Folding):
+class AffineNet(nn.Module):
     """Predicts shift and scale, each [B, outputs, H, W]; the scale lies in (0.001, 1.001).
 
     Args:
@@ -124,12 +123,8 @@ class AffineNet(Folding):
 
     def respond(self, features: FeatureMap) -> Tensor:
         """The features' part of the first layer, before its ReLU: [B, hidden, H, W]."""
-        kernel = FeatureKernel(self.feature_kernel)
-        (response,) = features.convolve(self.folded_once("features", lambda: kernel))
+        (response,) = features.convolve(FeatureKernel(self.feature_kernel))
         return response
-
-    def folded(self) -> FoldedNet:
-        return self.folded_once("net", self.fold)
 
     def fold(self, kept: Tensor | None = None) -> FoldedNet:
         """Its layers as convolutions.
@@ -183,6 +178,9 @@ class FoldedNet:
         ]
         return replace(self, packed=packed)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "packed": (None, None, None)}  # cannot be copied or saved
+
     def __call__(self, response: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Shift and scale."""
         _, hidden = self.hidden(response, kept)
@@ -230,7 +228,7 @@ class AffineInjector(Invertible):
         self.net = AffineNet(feature_channels, hidden, channels)
 
     def prepare(self, features: FeatureMap) -> tuple[Tensor, Tensor]:
-        return self.prepare_response(self.net.respond(features), self.net.folded())
+        return self.prepare_response(self.net.respond(features), self.net.fold())
 
     def prepare_response(self, response: Tensor, net: FoldedNet) -> tuple[Tensor, Tensor]:
         """Shift and scale, where the response of the network is known."""
@@ -255,7 +253,7 @@ class AffineCoupling(Invertible):
         )
 
     def prepare(self, features: FeatureMap) -> tuple[FoldedNet, Tensor]:
-        return self.prepare_response(self.net.respond(features), self.net.folded())
+        return self.prepare_response(self.net.respond(features), self.net.fold())
 
     def prepare_response(self, response: Tensor, net: FoldedNet) -> tuple[FoldedNet, Tensor]:
         """The network and its response, where that is known."""

@@ -33,7 +33,7 @@ def multiply(tiles: Tensor, kernels: Tensor | Prepacked, bias: Tensor | None = N
 
     Args:
         tiles: [tiles, products, C].
-        kernels: [products, O, C].
+        kernels: [products, O, C], or these prepacked.
         bias: [products * O], see :func:`deflow_aug.flow.winograd.biases`.
     """
     if isinstance(kernels, Prepacked):

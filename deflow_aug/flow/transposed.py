@@ -105,7 +105,7 @@ def transform_kernel(grad: Tensor, start: int = 0) -> Tensor:
 
 
 def multiply_kernel(grads: Tensor, tiles: Tensor) -> Tensor:
-    """Of :func:`winograd.multiply`, the gradient of the kernels: [products, O, C]."""
+    """Of :func:`products.multiply`, the gradient of the kernels: [products, O, C]."""
     return torch.bmm(grads.permute(1, 2, 0), tiles.transpose(0, 1))
 
 

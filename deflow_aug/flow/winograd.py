@@ -25,7 +25,7 @@ from deflow_aug.flow.prepacked import Prepacked
 from deflow_aug.flow.products import multiply
 
 TRANSFORMED = 128
-"""Tiles of a map that are transformed at once: what is on the way stays in a core's cache."""
+"""Tiles of a whole map that are transformed at once: what is on the way stays in a cache."""
 
 
 def transform_together(
@@ -196,7 +196,7 @@ def convolve(
 
     Args:
         parts: transformed maps, [tiles, some products, C] of each, one after the other.
-        kernels: theirs, [some products, O, C] of each.
+        kernels: theirs, [some products, O, C] of each, or these prepacked.
         bias: [O].
         chunks: of the O channels, each of which becomes a tensor with memory of its own.
     """
