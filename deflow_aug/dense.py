@@ -36,7 +36,7 @@ class DenseKernels:
     biases: Sequence[Tensor]
 
     @classmethod
-    def kept(cls, parameters: Sequence[Tensor], tiles: int) -> DenseKernels:
+    def prepacked(cls, parameters: Sequence[Tensor], tiles: int) -> DenseKernels:
         """Of weights and biases, for many maps, about so many of whose tiles are multiplied at
         once."""
         weights, biases = parameters[:CONVOLUTIONS], parameters[CONVOLUTIONS:]
@@ -63,6 +63,7 @@ class DenseMaps:
         self.maps = [self.grid.padded(pixels, width) for width in widths]
         self.pixels.copy_(pixels)
         self.most = most = max(region.tiles for region in self.regions)
+        """Tiles that are multiplied at once."""
         self._tiles = [
             pixels.new_empty(36 * most * sum(widths))
             for _ in self.regions[:CONVOLUTIONS]  # one more is begun when the first is done

@@ -64,7 +64,8 @@ class RRDB(Folding):
     def kernels(self, tiles: int) -> list[DenseKernels]:
         """Of each dense block, for about so many tiles at once."""
         return self.folded_once(
-            "kernels", lambda: [DenseKernels.kept(own, tiles) for own in self.weights_and_biases()]
+            "kernels",
+            lambda: [DenseKernels.prepacked(own, tiles) for own in self.weights_and_biases()],
         )
 
     def forward(self, x: Tensor) -> Tensor:

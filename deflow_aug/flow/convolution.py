@@ -7,7 +7,7 @@ transformed is a sum of matrix products again, and is transformed back once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -114,14 +114,9 @@ class TransformedKernels:
         parts = _transformed(kernels.taps(), channels, repeats)
         return cls(parts, kernels.bias, len(kernels.weights))
 
-    @classmethod
-    def kept(
-        cls, kernels: Kernels, channels: Sequence[int], repeats: Sequence[int], tiles: int
-    ) -> TransformedKernels:
-        """For many maps, about so many of whose tiles are multiplied at once."""
-        parts = _transformed(kernels.taps(), channels, repeats)
-        packed = [prepacked(part, tiles) for part in parts]
-        return cls(packed, kernels.bias, len(kernels.weights))
+    def prepacked(self, tiles: int) -> TransformedKernels:
+        """The same for many maps, about so many of whose tiles are multiplied at once."""
+        return replace(self, parts=[prepacked(part, tiles) for part in self.parts])
 
     def convolve(self, parts: Sequence[Tensor], grid: Grid) -> tuple[Tensor, ...]:
         """Of transformed maps the result of each of the kernels, [B, O, H, W]."""

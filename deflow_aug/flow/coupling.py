@@ -146,6 +146,9 @@ class AffineNet(nn.Module):
 Settle = Callable[[Tensor], Tensor]
 
 
+NOT_PACKED = (None, None, None)
+
+
 @dataclass(frozen=True)
 class FoldedNet:
     """An :class:`AffineNet` as three convolutions.
@@ -161,7 +164,7 @@ class FoldedNet:
     second: tuple[Tensor, Tensor]
     last: tuple[Tensor, Tensor]
     settle: tuple[Settle, Settle] | None = None
-    packed: Sequence[Prepacked | None] = (None, None, None)
+    packed: Sequence[Prepacked | None] = NOT_PACKED
 
     def prepacked(self, like: Tensor) -> FoldedNet:
         """The same for many maps of about this size, where that is possible.
@@ -179,7 +182,7 @@ class FoldedNet:
         return replace(self, packed=packed)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "packed": (None, None, None)}  # cannot be copied or saved
+        return {**self.__dict__, "packed": NOT_PACKED}  # which can be copied and saved
 
     def __call__(self, response: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Shift and scale."""

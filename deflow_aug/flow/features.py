@@ -38,7 +38,7 @@ class FeatureKernel:
         """For maps of so many channels, whose pixels stand so often, so many tiles at once."""
         key = channels, repeats
         if key not in self._transformed:
-            self._transformed[key] = TransformedKernels.kept(self.fold(), *key, tiles)
+            self._transformed[key] = TransformedKernels.of(self.fold(), *key).prepacked(tiles)
         return self._transformed[key]
 
 

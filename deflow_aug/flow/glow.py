@@ -99,17 +99,17 @@ class FlowStep(MixingStep):
 
     def prepare(self, features: FeatureMap | tuple[Tensor, ...]) -> list[Any]:
         """What its layers prepare, of the features or of what responds to them."""
-        if isinstance(features, FeatureMap):
-            if torch.is_grad_enabled():  # where one after the other takes less memory
-                return [self.mix(), *(layer.prepare(features) for layer in self._conditional())]
-            size = features.fine
-            kernel, folded = self.folded_once(
-                "step", lambda: (FeatureKernel(self.kernels), self.fold().prepacked(size))
-            )
-            features = features.convolve(kernel)
+        if not isinstance(features, FeatureMap):
+            folded, responses = self.fold(), features
+        elif torch.is_grad_enabled():  # where one after the other takes less memory
+            return [self.mix(), *(layer.prepare(features) for layer in self._conditional())]
         else:
-            folded = self.fold()
-        (coupling, injector), (of_coupling, of_injector) = self._conditional(), features
+            kernel, folded = self.folded_once(
+                "step",
+                lambda: (FeatureKernel(self.kernels), self.fold().prepacked(features.fine)),
+            )
+            responses = features.convolve(kernel)
+        (coupling, injector), (of_coupling, of_injector) = self._conditional(), responses
         return [
             folded.mix,
             coupling.prepare_response(of_coupling, folded.coupling),

@@ -14,16 +14,16 @@ from torch import Tensor
 from deflow_aug.flow.prepacked import Prepacked, by_onednn, can_prepack
 
 
-def prepacked(kernels: Tensor, tiles: int) -> Tensor | Prepacked:
+def prepacked(kernels: Tensor | Prepacked, tiles: int) -> Tensor | Prepacked:
     """The kernels for :func:`multiply`, prepacked where that is possible.
 
     Args:
         kernels: [products, O, C].
         tiles: of about how many at once.
     """
-    count, _, channels = kernels.shape
-    if not can_prepack(kernels):
+    if isinstance(kernels, Prepacked) or not can_prepack(kernels):
         return kernels
+    count, _, channels = kernels.shape
     weight = kernels.reshape(-1, channels, 1, 1)
     return Prepacked(weight, [1, count * channels, 1, tiles], groups=count)
 
