@@ -12,6 +12,8 @@ from small import small_model
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from deflow_aug import rrdb
+from deflow_aug.flow import convolution, features
 from deflow_aug.flow.convolution import Kernels
 from deflow_aug.flow.folding import Folding
 from deflow_aug.flow.glow import FlowStep
@@ -100,13 +102,17 @@ def test_copies_and_other_types_fold_anew() -> None:
 
 def sample(model: DeFlow, x: Tensor) -> Tensor:
     with torch.inference_mode():
-        features = model.features(x)
-        latents, _ = model.encode(x, features)
-        return model.decode([z + 0.1 for z in latents], features)
+        prepared = model.features(x)
+        latents, _ = model.encode(x, prepared)
+        return model.decode([z + 0.1 for z in latents], prepared)
 
 
-def test_a_model_follows_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tiled", [True, False])
+def test_a_model_follows_its_parameters(tiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them: folded of the old ones, a result would differ."""
+    if not tiled:  # all steps of a level at once
+        for module in (convolution, features, rrdb):
+            monkeypatch.setattr(module, "in_tiles", lambda x: False)
     folded = []
     kernel = FlowStep.kernels
 
@@ -133,10 +139,10 @@ def test_what_was_folded_in_inference_mode_serves_gradients() -> None:
     model, x = small_model().eval().requires_grad_(False), torch.rand(1, 3, 16, 16)
     sample(model, x)
     with torch.no_grad():
-        features = model.features(x)
+        prepared = model.features(x)
     x.requires_grad_()
-    latents, logdet = model.encode(x, features)
-    back = model.decode(latents, features)
+    latents, logdet = model.encode(x, prepared)
+    back = model.decode(latents, prepared)
     ones = torch.ones_like(x)
     (gradient,) = torch.autograd.grad(back.sum() + 0 * logdet.sum(), x, retain_graph=True)
     assert_close(gradient, ones, rtol=0, atol=1e-3)

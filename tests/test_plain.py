@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import plain
 import pytest
@@ -12,11 +13,13 @@ import torch.nn.functional as F
 from small import small_model
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from deflow_aug import recompute
+from deflow_aug import recompute, rrdb
 from deflow_aug.config import EncoderConfig
 from deflow_aug.degrader import DeFlowDegrader
-from deflow_aug.flow.features import convolve_repeated
+from deflow_aug.flow import convolution, features, glow
+from deflow_aug.flow.features import convolve_phases, phase_kernels
 from deflow_aug.model import DeFlow
 
 DOMAINS = ["clean", "degraded"]
@@ -28,7 +31,8 @@ def test_convolving_repeated_pixels_is_convolving_the_upsampled_map(repeats: int
     x, weight = torch.randn(2, 5, 3, 4).double(), torch.randn(7, 5, 3, 3).double()
     upsampled = F.interpolate(x, scale_factor=repeats, mode="nearest")
     expected = F.conv2d(upsampled, weight, padding=1)
-    assert_close(convolve_repeated(x, weight, repeats), expected, rtol=1e-12, atol=1e-12)
+    result = convolve_phases(x, phase_kernels(weight, repeats), repeats)
+    assert_close(result, expected, rtol=1e-12, atol=1e-12)
 
 
 def settled(dtype: torch.dtype, **changes: object) -> tuple[DeFlow, Tensor, Tensor, Tensor]:
@@ -93,7 +97,22 @@ def test_gradients_in_float32_differ_from_the_plain_ones_by_rounding() -> None:
         assert_close(gradient, wanted, rtol=1e-3, atol=1e-5 * largest)
 
 
-def test_samples_of_the_default_weights_are_the_plain_ones() -> None:
+DIRECTLY = ["directly", "directly, step by step"]
+
+
+@pytest.fixture(params=["in tiles", *DIRECTLY])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How maps are convolved: as on CPUs, or as on GPUs and in low precision."""
+    if request.param != "in tiles":
+        for module in (convolution, features, rrdb):
+            monkeypatch.setattr(module, "in_tiles", lambda x: False)
+    if request.param == "directly, step by step":
+        monkeypatch.setattr(glow, "AT_ONCE", 0)
+    name: str = request.param
+    return name
+
+
+def test_samples_of_the_default_weights_are_the_plain_ones(way: str) -> None:
     model = DeFlowDegrader.from_pretrained(device="cpu").model
     torch.manual_seed(1)
     x = torch.rand(1, 3, 8, 12).repeat_interleave(4, 2).repeat_interleave(4, 3)
@@ -104,12 +123,44 @@ def test_samples_of_the_default_weights_are_the_plain_ones() -> None:
     )
     with torch.no_grad():
         expected = plain.degrade(model, x, draws, "degraded", noise)
-        features = model.features(x, noise)
-        latents, _ = model.encode(x, features)
+        prepared = model.features(x, noise)
+        latents, _ = model.encode(x, prepared)
         shifted = model.degrade(latents, draws, ["degraded"], torch.ones(1))
-        result = model.decode(shifted, features)
+        result = model.decode(shifted, prepared)
     assert (expected - x).std() > 0.01
     assert_close(result, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", DIRECTLY, indirect=True)
+def test_computing_directly_waits_for_nothing(way: str) -> None:
+    """A CUDA graph can record what neither brings numbers from the CPU nor waits for any."""
+    seen: list[str] = []
+
+    class Noted(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(str(operation))
+            return operation(*args, **(kwargs or {}))
+
+    model = small_model(levels=3, steps=2).eval()
+    draws = [torch.randn(2, *shape) for shape in model.latent_shapes(32, 48)]
+    x, noise, domain = torch.rand(2, 3, 32, 48), torch.randn(2, 3, 8, 12), torch.tensor([1, 1])
+
+    @torch.inference_mode()
+    def sample() -> None:
+        prepared = model.features(x, noise)
+        latents, _ = model.encode(x, prepared)
+        shifts = zip(model.domain_shifts(), latents, draws, strict=True)
+        shifted = [one.degrade(z, u, domain, torch.ones(2)) for one, z, u in shifts]
+        model.decode(shifted, prepared)
+
+    sample()  # which folds the parameters
+    with Noted():
+        sample()
+    waiting = ("lift_fresh", "_local_scalar_dense", "item", "nonzero", "solve", "inverse")
+    assert len(seen) > 100
+    assert [name for name in seen if any(word in name for word in waiting)] == []
 
 
 @pytest.mark.parametrize("least_saved", [0, recompute.LEAST_SAVED, None])
@@ -164,9 +215,9 @@ def test_autocast_changes_the_conditioning_alone() -> None:
         bits = model.nll(x, DOMAINS, noise=noise)
         bits.mean().backward()
         with torch.no_grad():
-            features = model.features(x, noise)
-            latents, logdet = model.encode(x, features)
-            back = model.decode(latents, features)
+            prepared = model.features(x, noise)
+            latents, logdet = model.encode(x, prepared)
+            back = model.decode(latents, prepared)
     assert bits.dtype == logdet.dtype == latents[0].dtype == torch.float32
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
     # The inverse does not suffer: both directions use the very same shifts and scales.
@@ -174,7 +225,7 @@ def test_autocast_changes_the_conditioning_alone() -> None:
     assert not torch.equal(bits, exact)  # so something did run in bfloat16
     assert_close(bits, exact, rtol=0.05, atol=0.05)
     with torch.no_grad():
-        outside = model.encode(x, features)[0]
+        outside = model.encode(x, prepared)[0]
     assert_close(outside, latents, rtol=0, atol=0)
 
 

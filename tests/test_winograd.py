@@ -112,7 +112,7 @@ def test_gradients_do_not_depend_on_regions(
     kernel = FeatureKernel(lambda: Kernels((weight,), torch.ones(4).double(), bias))
     ours, theirs = (
         torch.autograd.grad(result, (fine, coarse, weight), grad)
-        for result in (*map_.convolve(kernel), map_.convolve_directly(weight, bias))
+        for result in (*map_.convolve(kernel), kernel.direct(map_)[0].convolve(map_))
     )
     assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
@@ -163,8 +163,9 @@ def test_feature_map_convolves_its_dense_map(repeats: int) -> None:
     results = map_.convolve(kernel)
     assert len(results) == 2
     assert_close(results, expected, rtol=1e-12, atol=1e-11)
-    direct = map_.convolve_directly(*kernel.fold().folded()).chunk(2, 1)
-    assert_close(direct, expected, rtol=1e-12, atol=1e-11)
+    direct, count = kernel.direct(map_)
+    assert count == 2
+    assert_close(direct.convolve(map_).chunk(2, 1), expected, rtol=1e-12, atol=1e-11)
     draws = [torch.randn_like(part) for part in expected]
     wanted = torch.autograd.grad(expected, leaves, draws)
     assert_close(torch.autograd.grad(results, leaves, draws), wanted, rtol=1e-10, atol=1e-10)

@@ -50,6 +50,13 @@ class Kernels:
     scale: Tensor
     bias: Tensor
 
+    @classmethod
+    def together(cls, several: Sequence[Kernels]) -> Kernels:
+        """Those of several, one after the other."""
+        weights = tuple(weight for one in several for weight in one.weights)
+        scale, bias = (torch.cat([getattr(o, name) for o in several]) for name in ("scale", "bias"))
+        return cls(weights, scale, bias)
+
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the one convolution that they are."""
         return torch.cat(self.weights) * self.scale[:, None, None, None], self.bias

@@ -23,6 +23,10 @@ from deflow_aug.recompute import activations_kept, recomputed, recomputed_whole,
 TOGETHER = 6
 """Flow steps whose responses get their gradients together, where memory counts."""
 
+AT_ONCE = 2**25
+"""Values of the responses that one convolution may have, 128 MB in float32: of more, each step's
+convolution alone is large enough."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -96,19 +100,21 @@ class FlowStep(MixingStep):
             AffineCoupling(channels, feature_channels, hidden),
             AffineInjector(channels, feature_channels, hidden),
         )
+        self.hidden = hidden
 
     def prepare(self, features: FeatureMap | tuple[Tensor, ...]) -> list[Any]:
         """What its layers prepare, of the features or of what responds to them."""
         if not isinstance(features, FeatureMap):
-            folded, responses = self.fold(), features
-        elif torch.is_grad_enabled():  # where one after the other takes less memory
+            return self.prepare_responses(self.fold(), features)
+        if torch.is_grad_enabled():  # where one after the other takes less memory
             return [self.mix(), *(layer.prepare(features) for layer in self._conditional())]
-        else:
-            kernel, folded = self.folded_once(
-                "step",
-                lambda: (FeatureKernel(self.kernels), self.fold().prepacked(features.fine)),
-            )
-            responses = features.convolve(kernel)
+        kernel, folded = self.folded_once(
+            "step", lambda: (FeatureKernel(self.kernels), self.fold().prepacked(features.fine))
+        )
+        return self.prepare_responses(folded, features.convolve(kernel))
+
+    def prepare_responses(self, folded: FoldedStep, responses: Sequence[Tensor]) -> list[Any]:
+        """What its layers prepare, of :meth:`fold` and of what responds to the features."""
         (coupling, injector), (of_coupling, of_injector) = self._conditional(), responses
         return [
             folded.mix,
@@ -137,13 +143,42 @@ class FlowStep(MixingStep):
             weights: the features' of :meth:`first_weights`, if they are known.
         """
         nets = [layer.net for layer in self._conditional()]
-        kernels = [net.feature_kernel(own) for net, own in zip(nets, weights, strict=True)]
-        scale, bias = (torch.cat([getattr(k, name) for k in kernels]) for name in ("scale", "bias"))
-        return Kernels(tuple(weight for k in kernels for weight in k.weights), scale, bias)
+        return Kernels.together(
+            [net.feature_kernel(own) for net, own in zip(nets, weights, strict=True)]
+        )
 
     def _conditional(self) -> tuple[AffineCoupling, AffineInjector]:
         coupling, injector = self.layers[2:]
         return cast(AffineCoupling, coupling), cast(AffineInjector, injector)
+
+
+class Level(Chain):
+    """Squeeze, transition steps, flow steps."""
+
+    def prepare(self, features: FeatureMap) -> list[Any]:
+        """What the steps prepare, of one convolution of the features where that is small.
+
+        Not in tiles: what is worth sharing of theirs is shared anyway.
+        """
+        flow_steps = [step for step in _steps(self) if isinstance(step, FlowStep)]
+        values = 2 * sum(step.hidden for step in flow_steps) * features.fine[:, 0].numel()
+        if features.in_tiles or torch.is_grad_enabled() or values > AT_ONCE:
+            return super().prepare(features)
+        kernel, folded = self.folded_once(
+            "level",
+            lambda: (
+                FeatureKernel(lambda: Kernels.together([step.kernels() for step in flow_steps])),
+                [step.fold().prepacked(features.fine) for step in flow_steps],
+            ),
+        )
+        responses = features.convolve(kernel)
+        pairs = zip(folded, zip(responses[0::2], responses[1::2], strict=True), strict=True)
+        return [
+            step.prepare_responses(*next(pairs))
+            if isinstance(step, FlowStep)
+            else step.prepare(features)
+            for step in _steps(self)
+        ]
 
 
 class ConditionalGlow(nn.Module):
@@ -160,7 +195,7 @@ class ConditionalGlow(nn.Module):
             steps += [
                 FlowStep(channels, feature_channels, config.hidden) for _ in range(config.steps)
             ]
-            self.levels.append(Chain(steps))
+            self.levels.append(Level(steps))
             if level in (config.split_levels or ()):
                 self.splits[str(level)] = Split(channels)
 
