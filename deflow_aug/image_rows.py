@@ -54,7 +54,7 @@ class Rows(Protocol):
 
 
 def open_rows(path: str | os.PathLike[str], files: ExitStack) -> Rows:
-    """An image file, upright, in a form that PNG files can hold: CMYK and LAB come as RGB.
+    """An image file, upright, in a form that PNG files can hold: CMYK, YCbCr and LAB come as RGB.
 
     PNG files, of any size, are read while their rows are asked for, unless they are interlaced,
     animated, or turned by EXIF data. All others are decoded here.
@@ -74,16 +74,22 @@ def open_rows(path: str | os.PathLike[str], files: ExitStack) -> Rows:
                 return _PngRows(path, file)
             except (FormatError, UnreadableImageError):
                 pass  # no PNG file that has rows; or read_image knows what is wrong with it
-        return _WholeImage(read_image(path))
+        image = read_image(path)
     except UnreadableImageError:
         raise
     except (OSError, ImportError) as error:
         raise UnreadableImageError(str(error)) from error
+    if isinstance(image, Image.Image) and image.mode == "F":
+        raise UnreadableImageError(
+            f"{path} has floating-point pixels, which PNG files cannot hold; make it an image of "
+            f"8 or 16 bits first"
+        )
+    return _WholeImage(image)
 
 
 class _WholeImage:
     def __init__(self, image: Band) -> None:
-        if isinstance(image, Image.Image) and image.mode in ("CMYK", "LAB"):
+        if isinstance(image, Image.Image) and image.mode in ("CMYK", "YCbCr", "LAB"):
             image = image.convert("RGB")
         self.image = image
         _, self.height, self.width = extent(image)

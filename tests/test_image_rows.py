@@ -174,10 +174,6 @@ def animated(path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
-def cmyk(path: Path) -> None:
-    Image.fromarray(smooth(20, 10, 3)).convert("CMYK").save(path, "TIFF")
-
-
 @pytest.mark.parametrize("make", [turned, animated])
 def test_files_whose_rows_are_no_bands_are_read_whole(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "a.png")
@@ -200,11 +196,18 @@ def test_interlaced_files_are_read_whole(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(band), [[10, 20]])
 
 
-def test_what_png_files_cannot_hold_comes_as_rgb(tmp_path: Path) -> None:
-    cmyk(tmp_path / "a.tif")
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB"])
+def test_what_png_files_cannot_hold_comes_as_rgb(tmp_path: Path, mode: str) -> None:
+    Image.fromarray(smooth(20, 10, 3)).convert(mode).save(tmp_path / "a.tif")
     with ExitStack() as files:
         band = open_rows(tmp_path / "a.tif", files).read(slice(2, 5))
     assert (band.mode, band.size) == ("RGB", (10, 3))
+
+
+def test_floating_point_is_refused_before_it_is_computed(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(UnreadableImageError, match=r"a\.tif .*16 bits"), ExitStack() as files:
+        open_rows(tmp_path / "a.tif", files)
 
 
 def damaged_files() -> dict[str, bytes]:
