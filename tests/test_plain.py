@@ -19,7 +19,7 @@ from deflow_aug import recompute, rrdb
 from deflow_aug.config import EncoderConfig
 from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.flow import convolution, features, glow
-from deflow_aug.flow.features import convolve_phases, phase_kernels
+from deflow_aug.flow.direct import convolve_phases, phase_kernels
 from deflow_aug.model import DeFlow
 
 DOMAINS = ["clean", "degraded"]
@@ -58,11 +58,31 @@ def kept_from(
     return recompute.keeping_activations if least_saved is None else nullcontext
 
 
+DIRECTLY = ["directly", "directly, step by step"]
+
+
+@pytest.fixture(params=["in tiles", *DIRECTLY])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How maps are convolved: as on CPUs, or as on GPUs and in low precision."""
+    if request.param != "in tiles":
+        for module in (convolution, features, rrdb):
+            monkeypatch.setattr(module, "in_tiles", lambda x: False)
+    if request.param == "directly, step by step":
+        monkeypatch.setattr(glow, "AT_ONCE", 0)
+    name: str = request.param
+    return name
+
+
 @pytest.mark.parametrize("scale", [2, 4, 8])
 @pytest.mark.parametrize("splits", [(), (1,)])
 @pytest.mark.parametrize("least_saved", [0, 2**20, None])
+@pytest.mark.parametrize("way", ["in tiles", "directly"], indirect=True)
 def test_likelihood_and_gradients_are_the_plain_ones(
-    scale: int, splits: tuple[int, ...], least_saved: int | None, monkeypatch: pytest.MonkeyPatch
+    scale: int,
+    splits: tuple[int, ...],
+    least_saved: int | None,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In float64, to its rounding: recomputed, folded and shared, but the same function."""
     keeping = kept_from(least_saved, monkeypatch)
@@ -95,21 +115,6 @@ def test_gradients_in_float32_differ_from_the_plain_ones_by_rounding() -> None:
     largest = max(float(gradient.abs().max()) for gradient in expected)
     for gradient, wanted in zip(gradients, expected, strict=True):
         assert_close(gradient, wanted, rtol=1e-3, atol=1e-5 * largest)
-
-
-DIRECTLY = ["directly", "directly, step by step"]
-
-
-@pytest.fixture(params=["in tiles", *DIRECTLY])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How maps are convolved: as on CPUs, or as on GPUs and in low precision."""
-    if request.param != "in tiles":
-        for module in (convolution, features, rrdb):
-            monkeypatch.setattr(module, "in_tiles", lambda x: False)
-    if request.param == "directly, step by step":
-        monkeypatch.setattr(glow, "AT_ONCE", 0)
-    name: str = request.param
-    return name
 
 
 def test_samples_of_the_default_weights_are_the_plain_ones(way: str) -> None:
@@ -164,8 +169,9 @@ def test_computing_directly_waits_for_nothing(way: str) -> None:
 
 
 @pytest.mark.parametrize("least_saved", [0, recompute.LEAST_SAVED, None])
+@pytest.mark.parametrize("way", ["in tiles", "directly"], indirect=True)
 def test_backward_keeps_little_more_than_one_step(
-    least_saved: int | None, monkeypatch: pytest.MonkeyPatch
+    least_saved: int | None, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight times the flow steps and blocks must not need eight times the memory.
 

@@ -40,7 +40,8 @@ def test_results_and_gradients_are_those_of_the_layers(channels: int, keep: bool
     wanted = [*inputs, *parameters.values()]
     weight = torch.randn_like(x)
     found = []
-    for z, logdet in (step.encode(x, step.prepare(tuple(responses))), encoded(step, inputs, keep)):
+    layers = step.encode(x, step.prepare_responses(step.fold(), responses))
+    for z, logdet in (layers, encoded(step, inputs, keep)):
         loss = (z * weight).sum() + (logdet * torch.tensor([2.0, -3.0])).sum()
         found.append((z, logdet, torch.autograd.grad(loss, wanted, allow_unused=True)))
     (z, logdet, expected), (own_z, own_logdet, gradients) = found

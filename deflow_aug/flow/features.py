@@ -17,46 +17,8 @@ from deflow_aug.flow.convolution import (
     convolve_maps,
     in_tiles,
 )
+from deflow_aug.flow.direct import DirectKernel, convolve_directly
 from deflow_aug.flow.grid import Grid
-
-
-@dataclass(frozen=True)
-class DirectKernel:
-    """A 3x3 convolution of feature maps as PyTorch's own convolutions.
-
-    Args:
-        fine: weight of the fine channels, [O, C, 3, 3].
-        coarse: of the coarse ones, see :func:`phase_kernels`; None if there are none.
-        bias: [O].
-        repeats: how often the coarse channels' pixels stand in both directions.
-        dtype: of the results.
-    """
-
-    fine: Tensor
-    coarse: Tensor | None
-    bias: Tensor
-    repeats: int
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor, features: FeatureMap) -> DirectKernel:
-        """For maps like these, in their precision; the results are in that of the weight.
-
-        Args:
-            weight: [O, C + D, 3, 3].
-        """
-        channels, dtype = features.fine.shape[1], features.fine.dtype
-        own, repeats = weight.to(dtype), features.repeats
-        coarse = None if repeats == 1 else phase_kernels(own[:, channels:], repeats)
-        return cls(own[:, :channels], coarse, bias.to(dtype), repeats, weight.dtype)
-
-    def convolve(self, features: FeatureMap) -> Tensor:
-        """``conv2d(features.dense(), weight, bias, padding=1)``, [B, O, H, W]."""
-        result = F.conv2d(features.fine, self.fine, self.bias, padding=1).to(self.dtype)
-        if self.coarse is None or features.coarse is None:
-            return result
-        coarse = convolve_phases(features.coarse, self.coarse, self.repeats)
-        return result + coarse.to(self.dtype)
 
 
 class FeatureKernel:
@@ -73,14 +35,12 @@ class FeatureKernel:
         self._direct: dict[tuple[int, int, torch.dtype], tuple[DirectKernel, int]] = {}
 
     def direct(self, features: FeatureMap) -> tuple[DirectKernel, int]:
-        """All of them as one, for maps like these; and how many they are."""
-        key = features.fine.shape[1], features.repeats, features.fine.dtype
-        if torch.is_grad_enabled() or key not in self._direct:
+        """All of them as one, for maps like these, without gradients; and how many they are."""
+        fine, repeats = features.fine, features.repeats
+        key = fine.shape[1], repeats, fine.dtype
+        if key not in self._direct:
             kernels = self.fold()
-            direct = DirectKernel.of(*kernels.folded(), features), len(kernels.weights)
-            if torch.is_grad_enabled():  # a second backward pass would need another graph
-                return direct
-            self._direct[key] = direct
+            self._direct[key] = DirectKernel.of(kernels, fine, repeats), len(kernels.weights)
         return self._direct[key]
 
     def transformed(
@@ -128,11 +88,11 @@ class FeatureMap:
 
         Computed in the precision of the map, returned in that of the weights.
         """
-        if not self.in_tiles:
-            direct, count = kernel.direct(self)
-            return direct.convolve(self).chunk(count, 1)
         if torch.is_grad_enabled():
             return self.convolve_all([kernel])[0]
+        if not self.in_tiles:
+            direct, count = kernel.direct(self)
+            return direct.convolve(self.fine, self.coarse).chunk(count, 1)
         maps, repeats = self._parts
         channels = tuple(part.shape[1] for part in maps)
         grid = Grid(len(self.fine), *self.fine.shape[2:])
@@ -140,8 +100,11 @@ class FeatureMap:
         return transformed.convolve(self.tiles, grid)
 
     def convolve_all(self, kernels: Sequence[FeatureKernel]) -> list[tuple[Tensor, ...]]:
-        """:meth:`convolve` in tiles, with gradients, which all kernels then have at once."""
-        return convolve_maps(*self._parts, [kernel.fold() for kernel in kernels])
+        """:meth:`convolve` with gradients, which in tiles all kernels then have at once."""
+        folded = [kernel.fold() for kernel in kernels]
+        if self.in_tiles:
+            return convolve_maps(*self._parts, folded)
+        return [convolve_directly(self.fine, self.coarse, self.repeats, one) for one in folded]
 
     @cached_property
     def tiles(self) -> list[Tensor]:
@@ -159,60 +122,3 @@ class FeatureMap:
             factor, repeats = repeats / toom_cook.MOST_REPEATS, toom_cook.MOST_REPEATS
             coarse = F.interpolate(coarse, scale_factor=factor, mode="nearest")
         return [self.fine, coarse], (1, repeats)
-
-
-def phase_kernels(weight: Tensor, repeats: int) -> Tensor:
-    """A 3x3 kernel as the 2x2 kernels that repeated pixels see, for :func:`convolve_phases`.
-
-    Of the nine taps of a kernel several fall on the same source pixel: on a repeated row of phase
-    0 the taps of rows 0 and 1, on the last phase those of rows -1 and 0, on phases between all
-    three. Their weights are added up, and what is left is a 2x2 kernel for each pair of phase
-    kinds: for repeats = 2, 16 instead of 36 multiplications per source pixel and channel pair.
-
-    Args:
-        weight: [O, D, 3, 3].
-
-    Returns:
-        [kinds * kinds * O, D, 2, 2].
-    """
-    kinds = _taps_of_phases(repeats, weight)
-    # Kernels of all kinds, [kinds, 3, 2], applied to the rows and to the columns.
-    # The order of memory is channels last, which the convolution wants.
-    merged = torch.einsum("pik,qjl,odij->pqokld", kinds, kinds, weight)
-    return merged.flatten(0, 2).movedim(-1, 1)
-
-
-def convolve_phases(x: Tensor, kernels: Tensor, repeats: int) -> Tensor:
-    """A padded 3x3 convolution of ``x`` repeated ``repeats`` times in height and width.
-
-    Args:
-        x: [B, D, h, w].
-        kernels: the convolution's :func:`phase_kernels`.
-
-    Returns:
-        [B, O, h * repeats, w * repeats].
-    """
-    height, width = x.shape[-2:]
-    kinds = min(repeats, 3)
-    # With one row and column of padding, result i of a kernel starts at source pixel i - 1.
-    y = F.conv2d(x, kernels, padding=1).movedim(1, -1).unflatten(-1, (kinds, kinds, -1))
-    phases = [0] + [1] * (repeats - 2) + [kinds - 1]
-    # The last phase looks at pixels i and i + 1, all others at i - 1 and i.
-    starts = [0] * (repeats - 1) + [1]
-    windows = [
-        y[:, top : top + height, left : left + width, p, q]
-        for p, top in zip(phases, starts, strict=True)
-        for q, left in zip(phases, starts, strict=True)
-    ]
-    # [B, h, w, O] of each phase -> [B, h, rows, w, columns, O], in the order of memory.
-    grid = torch.stack(windows, 3).unflatten(3, (repeats, repeats)).transpose(2, 3)
-    return grid.reshape(len(x), height * repeats, width * repeats, -1).movedim(-1, 1)
-
-
-def _taps_of_phases(repeats: int, like: Tensor) -> Tensor:
-    """How the three taps of a kernel fall on two neighbouring pixels, for each kind of phase."""
-    first = [[1, 0], [0, 1], [0, 1]]  # taps -1 | 0, 1
-    middle = [[0, 1], [0, 1], [0, 1]]  # all on the second pixel
-    last = [[1, 0], [1, 0], [0, 1]]  # taps -1, 0 | 1
-    kinds = [first, last] if repeats == 2 else [first, middle, last]
-    return torch.tensor(kinds, dtype=like.dtype, device=like.device)

@@ -18,7 +18,7 @@ from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.layers import ActNorm, Conv1x1, FoldedMix, Squeeze
 from deflow_aug.flow.split import Split
 from deflow_aug.flow.step_gradients import FoldedStep, encode_with_gradients
-from deflow_aug.recompute import activations_kept, recomputed, recomputed_whole, worthwhile
+from deflow_aug.recompute import activations_kept, recomputed_whole, worthwhile
 
 TOGETHER = 6
 """Flow steps whose responses get their gradients together, where memory counts."""
@@ -33,8 +33,8 @@ class Prepared:
     """What the steps of each level computed from the features.
 
     Args:
-        steps: for each step of each level what it prepared, or the features or their responses
-            and the coupling's weight of the kept channels.
+        steps: for each step of each level what it prepared, or the responses to the features and
+            the coupling's weight of the kept channels.
         later: whether it is the latter, of which each step prepares what it needs whenever it
             needs it.
         hidden: bytes, where it is these, of all the hidden maps that follow from them.
@@ -102,12 +102,7 @@ class FlowStep(MixingStep):
         )
         self.hidden = hidden
 
-    def prepare(self, features: FeatureMap | tuple[Tensor, ...]) -> list[Any]:
-        """What its layers prepare, of the features or of what responds to them."""
-        if not isinstance(features, FeatureMap):
-            return self.prepare_responses(self.fold(), features)
-        if torch.is_grad_enabled():  # where one after the other takes less memory
-            return [self.mix(), *(layer.prepare(features) for layer in self._conditional())]
+    def prepare(self, features: FeatureMap) -> list[Any]:
         kernel, folded = self.folded_once(
             "step", lambda: (FeatureKernel(self.kernels), self.fold().prepacked(features.fine))
         )
@@ -202,9 +197,9 @@ class ConditionalGlow(nn.Module):
     def prepare(self, features: Sequence[FeatureMap]) -> Prepared:
         """What ``encode`` and ``decode`` take, computed once for any number of passes.
 
-        Where gradients are recorded no more is computed yet than what responds to the features
-        in tiles: each step will do the rest itself, and again in the backward pass, so that what
-        it computes is not kept in between.
+        Where gradients are recorded no more is computed yet than what responds to the features:
+        each step will do the rest itself, and again in the backward pass, so that what it computes
+        is not kept in between.
 
         Args:
             features: the conditioning map of each level, at 1/2, 1/4, ... of the image's size.
@@ -263,10 +258,9 @@ def _steps(chain: nn.Module) -> list[Invertible]:
 
 
 def _begin(level: nn.Module, features: FeatureMap) -> list[Any]:
-    """For each step the features, or where it is cheaper to keep it, the response to them."""
+    """For each flow step the responses to the features and :meth:`FlowStep.first_weights` of the
+    kept channels; for other steps the features."""
     steps = _steps(level)
-    if not features.in_tiles:
-        return [features] * len(steps)
     kept, kernels = [], []
     for step in steps:
         if isinstance(step, FlowStep):
@@ -286,11 +280,9 @@ def _encode(step: Invertible, x: Tensor, given: Any, prepared: Prepared) -> tupl
         return step.encode(x, given)
     if not isinstance(step, FlowStep):  # linear: its gradients need its input alone
         return step.encode(x, step.prepare(given))
-    if not isinstance(given, tuple):
-        return recomputed(lambda x: step.encode(x, step.prepare(given)), x)
     *responses, kept = given
     if step.initializing:  # which what is folded knows nothing of
-        return step.encode(x, step.prepare(tuple(responses)))
+        return step.encode(x, step.prepare_responses(step.fold(), responses))
     folded, keep = step.fold(kept), not worthwhile(prepared.hidden)
     return encode_with_gradients(folded, x, responses, keep)
 
@@ -300,11 +292,9 @@ def _decode(step: Invertible, z: Tensor, given: Any, prepared: Prepared) -> Tens
         return step.decode(z, given)
     if not isinstance(step, FlowStep):
         return step.decode(z, step.prepare(given))
-    if not isinstance(given, tuple):
-        return recomputed(lambda z: step.decode(z, step.prepare(given)), z)
     *responses, _ = given
     (x,) = recomputed_whole(
-        lambda z, *responses: (step.decode(z, step.prepare(responses)),),
+        lambda z, *responses: (step.decode(z, step.prepare_responses(step.fold(), responses)),),
         step.parameters(),
         z,
         *responses,
