@@ -125,7 +125,12 @@ def test_the_page_holds_everything_and_needs_nothing(
 ) -> None:
     output = tmp_path / "new" / "report"
     words = ["--weights", str(data / "small"), "--pairs", str(data / "one/validation")]
-    assert main(["evaluate", *words, "--draws", "1", "--report", str(output)]) == 0
+    file = tmp_path / "also" / "new" / "figures.json"
+    words += ["--draws", "1", "--temperature", "0", "--json", str(file)]
+    assert main(["evaluate", *words, "--report", str(output)]) == 0
+    settings = json.loads(file.read_text())["settings"]
+    assert {"--temperature": "0.0", "--seed": "0"}.items() <= settings.items()
+    assert not {"--clean", "--report", "--json", "--dequantize"} & settings.keys()
     printed = capsys.readouterr().out
     text = (output / html_report.FILE).read_text()
     reader = Reader()

@@ -1,5 +1,8 @@
 """Decoding beside the training: worker processes and caches, which change no result."""
 
+import multiprocessing
+import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -186,3 +189,17 @@ def test_what_killed_runs_were_writing_is_removed(folders: Path, tmp_path: Path)
     os.utime(old, (0, 0))
     CropFolder(folders / "clean", 16, 4, cache_dir=cache)
     assert [path.name for path in cache.iterdir()] == [".new.tmp"]
+
+
+def test_signals_to_all_processes_end_no_worker(folders: Path) -> None:
+    """As a terminal sends Ctrl-C, and schedulers SIGTERM."""
+    batches = loader(make(folders), 0, 40, workers=2)
+    first = [next(batches), next(batches)]  # of one worker each, which has started by then
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            assert worker.pid is not None
+            os.kill(worker.pid, number)
+    assert same([*first, *batches], list(loader(make(folders), 0, 40)))
+    assert not multiprocessing.active_children()

@@ -153,6 +153,23 @@ def test_a_scale_that_leaves_too_little_is_left_out(tmp_path: Path) -> None:
     assert any("s = 16 left out" in note for note in sweep.notes)
 
 
+def test_crops_that_are_too_small_for_every_scale_are_refused(tmp_path: Path) -> None:
+    loaded = crops.load(*two_folders(tmp_path, count=4), (16,), crop=64)
+    with pytest.raises(crops.LeakError, match=r"crops of 64 pixels .* at least 128"):
+        leak.sweep(loaded, (16,), [0.0], steps=2)
+
+
+def test_a_few_thumbnails_do_not_make_all_crops_small(tmp_path: Path) -> None:
+    clean, degraded = two_folders(tmp_path, count=6)
+    expected = crops.load(clean, degraded, (2, 4)).side
+    assert expected >= 64
+    for folder in (clean, degraded):
+        Image.new("RGB", (16, 16)).save(folder / "thumbnail.png")
+    loaded = crops.load(clean, degraded, (2, 4))
+    assert loaded.side == expected
+    assert "thumbnail.png" in " ".join(loaded.notes)
+
+
 def test_scenes_are_the_units(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("a", "b"):

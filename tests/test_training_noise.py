@@ -11,6 +11,7 @@ from PIL import Image
 from tiny_run import assert_same_weights, ignore, recipe, trainer, unpaired
 
 from deflow_aug.data.unpaired import CropFolder, UnpairedBatches
+from deflow_aug.training import correcting
 from deflow_aug.training.checkpoints import CheckpointError
 from deflow_aug.training.recipe import Recipe
 
@@ -95,6 +96,45 @@ def test_shifts_are_corrected_in_the_average_alone(
         if not torch.equal(tensor, corrected.average.state_dict()[name])
     ]
     assert moved == [name for name in kept.average.state_dict() if name.endswith(corrects)]
+
+
+def test_pictures_cached_on_disk_are_corrected_by_too(
+    batches: UnpairedBatches, tmp_path: Path
+) -> None:
+    settings, averages = measuring(fit_in_flat_areas=True), []
+    folders = {
+        name: CropFolder(tmp_path / "data" / name, 8, 2, cache_dir=tmp_path / "cache")
+        for name in ("clean", "degraded")
+    }
+    for number, own in enumerate((batches, UnpairedBatches(folders, 2, seed=0))):
+        run = trainer(own, tmp_path / str(number), settings)
+        assert run.run(ignore)
+        averages.append(run)
+    assert list((tmp_path / "cache").rglob("*"))
+    assert_same_weights(*averages)
+
+
+@pytest.mark.parametrize("where", ["fit_in_flat_areas", "remove_cast"])
+def test_a_run_that_ends_in_its_corrections_makes_them_again(
+    where: str, batches: UnpairedBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from halfway, and not without them, though all steps were taken."""
+    settings = measuring(fit_in_flat_areas=True)
+    whole = trainer(batches, tmp_path / "whole", settings)
+    assert whole.run(ignore)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    ended = trainer(batches, tmp_path / "ended", settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(correcting, where, stop)
+        with pytest.raises(KeyboardInterrupt):
+            ended.run(ignore)
+    resumed = trainer(batches, tmp_path / "ended", settings)
+    assert 0 < resumed.step < settings.steps
+    assert resumed.run(ignore)
+    assert_same_weights(resumed, whole)
 
 
 def test_without_flat_areas_m_stays(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from deflow_aug import randomness
@@ -178,7 +179,7 @@ def _sides(image: Any) -> tuple[int, int]:
     """Height and width of an image of any kind."""
     if isinstance(image, Tensor):
         return image.shape[-2], image.shape[-1]
-    if hasattr(image, "mode"):
+    if isinstance(image, Image.Image):
         return image.height, image.width
     if getattr(image, "ndim", 0) < 2:
         unpack(image)  # says what is wrong
@@ -206,6 +207,6 @@ def tiles_of(image: Any, multiple: int, key: Sequence[int]) -> Iterator[tuple[in
 def _cut(image: Any, top: int, left: int, height: int, width: int) -> Any:
     if isinstance(image, Tensor):
         return image[..., top : top + height, left : left + width]
-    if hasattr(image, "mode"):
+    if isinstance(image, Image.Image):
         return image.crop((left, top, left + width, top + height))
     return image[top : top + height, left : left + width]

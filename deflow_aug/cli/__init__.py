@@ -34,7 +34,7 @@ def parser(command: str | None = None) -> ArgumentParser:
     top = ArgumentParser(
         prog="deflow-aug",
         description="Learned, stochastic image degradations.",
-        version=f"deflow-aug {deflow_aug.__version__}",
+        version=deflow_aug.__version__,
     )
     commands = top.add_subcommands(dest="command")
     for name, description in COMMANDS.items():

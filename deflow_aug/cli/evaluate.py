@@ -180,6 +180,8 @@ def _check(arguments: Namespace) -> None:
             raise ValueError(f"--{name} must be a {kind}, which {path} is not")
     if arguments.report is not None and find_spec("matplotlib") is None:
         raise ImportError(INSTALL)
+    if arguments.json is not None:  # all is computed before it is written
+        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _models(arguments: Namespace) -> dict[str, OfDomain]:
@@ -212,7 +214,7 @@ def _settings(arguments: Namespace, fitted: Mapping[str, Baseline], notes: Seque
     asked = {
         name: value
         for name, value in arguments.as_dict().items()
-        if name not in ("report", "json") and value not in (None, [], False)
+        if name not in ("report", "json") and value is not False and value not in (None, [])
     }
     asked["weights"] = arguments.weights or [DEFAULT_WEIGHTS]
     rows = [

@@ -103,8 +103,10 @@ class _Steps(Dataset[_Made]):
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the one that trains ends its workers itself.
+    # Ctrl-C reaches every process of the terminal, and schedulers send SIGTERM to all of a job;
+    # the one that trains ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     info = get_worker_info()
     assert info is not None
     assert isinstance(info.dataset, _Steps)

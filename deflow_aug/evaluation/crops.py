@@ -28,6 +28,9 @@ CROPS = 8
 LEAST_UNITS = 4
 """Images (scenes) that each domain needs."""
 
+SMALLEST_SIDE = 8
+"""Pixels that h of a crop must have; a scale that leaves fewer is left out."""
+
 
 class LeakError(ValueError):
     """Two folders cannot be compared; the message says why and what to do."""
@@ -125,7 +128,10 @@ def load(
 
 
 def _fitting_crop(chosen: Sequence[Sequence[Path]], align: int) -> int:
-    """The side that nine in ten images of each folder reach, at most CROP, a multiple of align."""
+    """The side that nine in ten images of each folder reach, at most CROP, a multiple of align.
+
+    Where most are large enough for every scale, the others do not count: they are left out.
+    """
     least = CROP
     for paths in chosen:
         sides = []
@@ -134,6 +140,9 @@ def _fitting_crop(chosen: Sequence[Sequence[Path]], align: int) -> int:
                 sides.append(min(image_size(path)))
             except LEFT_OUT:
                 continue  # counted when it is read in full
+        enough = [side for side in sides if side >= align * SMALLEST_SIDE]
+        if len(enough) > len(sides) / 2:
+            sides = enough
         if sides:
             least = min(least, int(np.quantile(sides, 0.1, method="lower")))
     return max(least // align, 1) * align

@@ -36,11 +36,8 @@ from deflow_aug.evaluation.auc import (
     probability,
     worth,
 )
-from deflow_aug.evaluation.crops import LEAST_UNITS, Crops
+from deflow_aug.evaluation.crops import LEAST_UNITS, SMALLEST_SIDE, Crops, LeakError
 from deflow_aug.randomness import Stream
-
-SMALLEST_SIDE = 8
-"""Pixels that h of a crop must have; a scale that leaves fewer is left out."""
 
 WINDOW = 8
 """Side of the windows of local energies, in pixels of h."""
@@ -106,6 +103,12 @@ def sweep(
         notes.append(
             f"s = {', '.join(map(str, missing))} left out: of crops of {crops.side} pixels fewer "
             f"than {SMALLEST_SIDE} x {SMALLEST_SIDE} are left"
+        )
+    if not measured:
+        raise LeakError(
+            f"crops of {crops.side} pixels are too small for every scale asked about: of s = "
+            f"{min(scales)} at least {min(scales) * SMALLEST_SIDE} are needed; choose larger "
+            "images, or crops"
         )
     rng = randomness.generator(seed, Stream.SUGGEST, 2)
     sides = [len(np.unique(crops.units[crops.degraded == d])) for d in (False, True)]

@@ -173,11 +173,8 @@ class Trainer:
                 for portion in self.feed.portions(self.step):
                     progress, stopping = self._train_step(portion, stop.received)
                     last = self.step == self.recipe.steps
-                    if last and self.recipe.model.shift == "fitted":
-                        self._fit_shifts()
-                    if last and self.feed.folders:
-                        with_pairs = self.feed.paired is not None
-                        correct_shifts(self.average, self.recipe, self.feed.folders, with_pairs)
+                    if last:
+                        self._finish_shifts()
                     if log is not None:
                         log.write(progress)
                     every_step(progress)
@@ -275,6 +272,16 @@ class Trainer:
                 f"{target.step}, with half the learning rate ({state.lr:g})",
                 stacklevel=3,
             )
+
+    def _finish_shifts(self) -> None:
+        """What is done to the shifts after the last step, and is part of it: all of it or none."""
+        self.updating = True
+        if self.recipe.model.shift == "fitted":
+            self._fit_shifts()
+        if self.feed.folders:
+            with_pairs = self.feed.paired is not None
+            correct_shifts(self.average, self.recipe, self.feed.folders, with_pairs)
+        self.updating = False
 
     def _fit_shifts(self) -> None:
         """Set mu and M of the average from crops that come after those of the training.
