@@ -76,10 +76,14 @@ def is_integer(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def per_image_temperature(temperature: float | Sequence[float] | Tensor, images: int) -> Tensor:
+def per_image_temperature(
+    temperature: float | Sequence[float] | Tensor | np.ndarray[Any, Any], images: int
+) -> Tensor:
     try:
         if isinstance(temperature, bool):
             raise TypeError("a truth value")
+        if isinstance(temperature, np.ndarray):  # of any byte order, and strides
+            temperature = np.array(temperature, np.float32)
         # torch.set_default_device is for tensors of the caller.
         device = None if isinstance(temperature, Tensor) else "cpu"
         tau = torch.as_tensor(temperature, dtype=torch.float32, device=device)

@@ -345,6 +345,8 @@ class DeFlowDegrader(ModelHubMixin):
             A float for a single image; for a batch, a tensor or array of shape (B,). Minus this is
             the usual negative log-likelihood in bits per dimension.
         """
+        if not isinstance(domain, str):
+            raise TypeError(f"log_prob takes the name of one domain, got {domain!r}")
         pixels = prepared(self.model, unpack(img).pixels)
         domains = [domain] * len(pixels)
         density = self.model.log_prob(self.model.match_colours(pixels, domains), domains)

@@ -69,7 +69,7 @@ def cut_errors(
     cut = width // 3 // multiple * multiple
     request = Request(
         list(range(count)),
-        torch.full((count,), temperature, device="cpu"),
+        torch.full((count,), temperature, dtype=torch.float32, device="cpu"),
         [domains[i % len(domains)] for i in range(count)],
         restoring=restoring,
     )
@@ -83,7 +83,7 @@ def _random_pictures(count: int, height: int, width: int) -> Tensor:
     """Pictures [B, 3, H, W] in [0, 1] of noise of all scales, the coarser the stronger."""
     pictures = []
     for number in range(count):
-        picture = torch.full((3, height, width), 0.5, device="cpu")
+        picture = torch.full((3, height, width), 0.5, dtype=torch.float32, device="cpu")
         for octave in _octaves(height):
             size = (-(-height // octave), -(-width // octave))
             noise = randomness.normal((3, *size), 0, number, octave)

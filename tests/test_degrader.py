@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -561,6 +562,11 @@ def test_log_prob_is_minus_bits_per_dimension(two_domains: DeFlowDegrader) -> No
     assert len({round(value, 4) for value in values.values()}) == 3
 
 
+def test_log_prob_takes_no_mix(two_domains: DeFlowDegrader) -> None:
+    with pytest.raises(TypeError, match=r"the name of one domain, got \{'low': 1.0\}"):
+        two_domains.log_prob(tensor(3, 8, 8), {"low": 1.0})  # type: ignore[arg-type]
+
+
 def test_log_prob_of_every_kind_and_batch(degrader: DeFlowDegrader) -> None:
     batch = stored("uint8", 3, 8, 12, 3)
     bits = degrader.log_prob(batch)
@@ -660,6 +666,18 @@ def test_temperatures_out_of_range(degrader: DeFlowDegrader, temperature: Any) -
 def test_as_many_temperatures_as_images(degrader: DeFlowDegrader, temperature: Any) -> None:
     with pytest.raises(ValueError, match=r"temperature must be a number, or 2 numbers \(one an im"):
         degrader.degrade(tensor(2, 3, 8, 8), temperature)
+
+
+@pytest.mark.parametrize(
+    "array", [np.array([1.2, 0.5])[::-1], np.array([0.5, 1.2], ">f8"), np.array([0.5, 1.2], "f4")]
+)
+def test_temperatures_as_arrays_of_any_kind(degrader: DeFlowDegrader, array: Any) -> None:
+    images = tensor(2, 3, 8, 8)
+    array.flags.writeable = False
+    expected = degrader.degrade(images, [0.5, 1.2], seed=[1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(degrader.degrade(images, array, seed=[1, 2]), expected)
 
 
 @pytest.mark.parametrize("temperature", [None, "hot", True, [1.0, None], [1.0, [2.0]]])

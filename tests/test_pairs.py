@@ -393,6 +393,12 @@ def test_steps_that_change_the_size(folder: Path, model: DeFlowDegrader) -> None
         pairs[0]
 
 
+def test_steps_that_return_integers(folder: Path, model: DeFlowDegrader) -> None:
+    pairs = DegradedPairs(folder, model, 2, 12, after=lambda image: (255 * image).byte())
+    with pytest.raises(TypeError, match=r"float images in \[0, 1\], got torch.uint8"):
+        pairs[0]
+
+
 @pytest.mark.parametrize("epoch", [-1, 1.5, True])
 def test_epochs_that_are_none(folder: Path, model: DeFlowDegrader, epoch: Any) -> None:
     with pytest.raises(ValueError, match="an epoch is an integer"):

@@ -79,8 +79,9 @@ def test_folders_lists_and_lists_in_files(folder: Path, expected: list[Tensor]) 
 def test_subfolders_are_searched_and_what_cannot_be_used_is_left_out(tmp_path: Path) -> None:
     write(tmp_path / "a" / "b")
     (tmp_path / "a" / "broken.png").write_bytes(b"no image")
+    (tmp_path / "a" / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     Image.fromarray(pixels(9, 8, 40)).save(tmp_path / "flat.png")
-    with pytest.warns(UserWarning, match=r"of 7 images.*1 cannot be read.*broken\.png.*1 are sm"):
+    with pytest.warns(UserWarning, match=r"of 8 images.*2 cannot be read.*broken\.png.*1 are sm"):
         data = CleanCrops(tmp_path, 12, scale=2)
     assert len(data) == len(SIDES)
 
@@ -416,6 +417,27 @@ def test_samples_that_cannot_be_used_are_skipped(model: DeFlowDegrader) -> None:
     assert len(told) == 1
     assert pairs.skipped == 2
     assert same(made, [*StreamedPairs(good, model, 2, 12, "basicsr")])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_passes_of_a_stream_without_set_epoch_are_told_once(
+    model: DeFlowDegrader, workers: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    samples = [{"__key__": f"p{n}", "png": encoded(one)} for n, one in enumerate(pictures())]
+    for seed, epoch, expected in ((1, None, 1), (None, None, 0), (1, 0, 0)):
+        recwarn.clear()
+        pairs = StreamedPairs(samples, model, 2, 12, seed=seed)
+        if epoch is not None:
+            pairs.set_epoch(epoch)
+        told = []
+        for _ in range(3):
+            list(DataLoader(pairs, None, num_workers=workers))
+            # The warnings of workers go to their own stderr; what they share tells as well.
+            told.append(int(pairs._epoch._value[3]))
+        assert told == [0, expected, expected]
+        if not workers:
+            count = sum("set_epoch was never called" in str(one.message) for one in recwarn)
+            assert count == expected
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,28 @@ def test_a_parameter_in_tiles_comes_back_as_a_tensor_that_can_be_trained_on() ->
     assert weight.grad is not None
 
 
+def test_inference_mode_around_tiles_gives_what_can_be_trained_on() -> None:
+    made = make(FURTHEST)
+    with torch.inference_mode():
+        results = [made.degrade(tensor(3, 12, 12), seed=1, tile=tile) for tile in (None, 8)]
+    for result in results:
+        assert not result.is_inference()
+        torch.nn.Conv2d(3, 1, 1)(result).sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_halo_is_measured_whatever_the_default_dtype(dtype: torch.dtype) -> None:
+    image, expected = tensor(3, 150, 161), make().halo()
+    before, made = torch.get_default_dtype(), make()
+    torch.set_default_dtype(dtype)
+    try:
+        result = made.degrade(image, seed=1, tile=48)
+    finally:
+        torch.set_default_dtype(before)
+    assert made.halo() == expected
+    assert torch.equal(result, make().degrade(image, seed=1, tile=48))
+
+
 def test_what_is_wrong_with_an_image_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("computed")

@@ -194,4 +194,10 @@ def _apply(step: Step, images: Tensor, seeds: Sequence[int]) -> Tensor:
         changed: Tensor = step.transform(images, draws)
         return changed.to(images.device)
     # Copies, since a callable may work in place, and the images may be gt.
-    return torch.stack([step(image.clone()) for image in images]).to(images)
+    results = torch.stack([step(image.clone()) for image in images])
+    if not results.is_floating_point():
+        raise TypeError(
+            f"steps before and after take and return float images in [0, 1], got {results.dtype} "
+            f"from {step!r}"
+        )
+    return results.to(images)

@@ -18,7 +18,8 @@ class SharedEpoch:
     is given is shared.
     """
 
-    # The epoch, whether it was ever set, and if not: the items served, and whether that was told;
+    # The epoch, whether it was ever set, and if not: the items served (of a stream, the passes
+    # begun), and whether that was told;
     # the files that were skipped, and whether that was told.
     _EPOCH, _WAS_SET, _SERVED, _REPETITION_TOLD, _SKIPPED, _SKIPPING_TOLD = range(6)
 
@@ -54,18 +55,30 @@ class SharedEpoch:
             return
         self._value[self._SERVED] += 1
         if self._value[self._SERVED] > images and self._first(self._REPETITION_TOLD):
-            warnings.warn(
-                f"all {images} images were served once, and set_epoch was never called: with a "
-                f"seed, every further pass has the same crops and degradations, bit for bit. "
-                f"Call set_epoch(epoch) of this data set before every epoch; or, in a framework "
-                f"that never does (BasicSR, KAIR), give it seed=None, which draws anew each time. "
-                f"If the same pairs are wanted (validation), call set_epoch(0) once.",
-                stacklevel=4,
-            )
+            _warn_of_repetition(f"all {images} images were served once")
+
+    def begin(self) -> None:
+        """Count a pass through a stream; warn, once, if it repeats one."""
+        if self._value[self._WAS_SET]:
+            return
+        self._value[self._SERVED] += 1
+        if self._value[self._SERVED] > 1 and self._first(self._REPETITION_TOLD):
+            _warn_of_repetition("a second pass begins")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._value.share_memory_()  # no effect on what is shared already
+
+
+def _warn_of_repetition(what: str) -> None:
+    warnings.warn(
+        f"{what}, and set_epoch was never called: with a seed, every further pass has the same "
+        f"crops and degradations, bit for bit. Call set_epoch(epoch) of this data set before "
+        f"every epoch; or, in a framework that never does (BasicSR, KAIR), give it seed=None, "
+        f"which draws anew each time. If the same pairs are wanted (validation), call "
+        f"set_epoch(0) once.",
+        stacklevel=5,
+    )
 
 
 class HasEpoch:

@@ -121,7 +121,7 @@ def _large_enough(files: Sequence[Path], patch: int, folder: Path) -> list[Path]
     for path in files:
         try:
             size = image_size(path)
-        except UnreadableImageError as error:
+        except LEFT_OUT as error:
             broken.append(str(error))
             continue
         if min(size) < patch:

@@ -39,7 +39,8 @@ class StreamedPairs(HasEpoch, IterableDataset[Any]):
     never do, such as BasicSR, need ``seed=None``.)
 
     Images that cannot be decoded or are smaller than the patch are skipped: the first is told in a
-    warning, and :attr:`skipped` counts all. A pass in which all are raises the error of the last.
+    warning, and :attr:`skipped` counts all. A pass in which all are raises the error of the last,
+    unless several workers share it, none of which knows of the others.
     """
 
     def __init__(
@@ -68,7 +69,9 @@ class StreamedPairs(HasEpoch, IterableDataset[Any]):
         self.samples = _samples(clean)
 
     def __iter__(self) -> Iterator[Any]:
-        epoch = self.epoch  # that of the whole pass
+        epoch, worker = self.epoch, get_worker_info()  # those of the whole pass
+        if self.seed is not None and (worker is None or worker.id == 0):
+            self._epoch.begin()
         served, error = False, None
         for sample in self._own():
             key = sample.get("__key__") if isinstance(sample, Mapping) else None
@@ -87,7 +90,6 @@ class StreamedPairs(HasEpoch, IterableDataset[Any]):
             served = True
             lq, pixels = self.degradation(gt[None], self.seed, epoch, [number])
             yield named(self.keys, lq[0].cpu(), pixels[0].cpu(), key)
-        worker = get_worker_info()
         # Other workers' samples may be whole.
         if error is not None and not served and (worker is None or worker.num_workers == 1):
             raise error
