@@ -27,6 +27,7 @@ class DirectKernel:
         bias: [O].
         repeats: how often the coarse pixels stand in both directions.
         dtype: of the results.
+        count: of the kernels that it was before.
     """
 
     fine: Tensor
@@ -34,6 +35,7 @@ class DirectKernel:
     bias: Tensor
     repeats: int
     dtype: torch.dtype
+    count: int
 
     @classmethod
     def of(cls, kernels: Kernels, like: Tensor, repeats: int) -> DirectKernel:
@@ -42,21 +44,27 @@ class DirectKernel:
         The results are in the precision of the weights.
         """
         channels, (weight, bias) = like.shape[1], kernels.folded()
-        own = weight.to(like.dtype)
-        coarse = phase_kernels(own[:, channels:], repeats) if repeats > 1 else None
-        return cls(own[:, :channels], coarse, bias.to(like.dtype), repeats, weight.dtype)
+        own, coarse = weight.to(like.dtype), None
+        if repeats > 1:
+            own, rest = own[:, :channels], own[:, channels:]
+            # Kept without the rest, and such that no convolution has to copy it.
+            own = own.contiguous(memory_format=torch.channels_last)
+            coarse = phase_kernels(rest, repeats)
+        count = len(kernels.weights)
+        return cls(own, coarse, bias.to(like.dtype), repeats, weight.dtype, count)
 
     def convolve(self, fine: Tensor, coarse: Tensor | None) -> Tensor:
-        """The padded convolution, [B, O, H, W].
+        """The padded convolution, [B, O, H, W], without gradients.
 
         Args:
             fine: [B, C, H, W].
             coarse: [B, D, H / repeats, W / repeats]; None if there is none.
         """
         result = F.conv2d(fine, self.fine, self.bias, padding=1).to(self.dtype)
-        if self.coarse is None or coarse is None:
-            return result
-        return result + convolve_phases(coarse, self.coarse, self.repeats).to(self.dtype)
+        if self.coarse is not None:
+            assert coarse is not None
+            add_phases(result, coarse, self.coarse, self.repeats)
+        return result
 
 
 def convolve_directly(
@@ -127,7 +135,7 @@ def _conv_backward(
 
 
 def phase_kernels(weight: Tensor, repeats: int) -> Tensor:
-    """A 3x3 kernel as the 2x2 kernels that repeated pixels see, for :func:`convolve_phases`.
+    """A 3x3 kernel as the 2x2 kernels that repeated pixels see, for :func:`add_phases`.
 
     Of the nine taps of a kernel several fall on the same source pixel: on a repeated row of phase
     0 the taps of rows 0 and 1, on the last phase those of rows -1 and 0, on phases between all
@@ -147,34 +155,34 @@ def phase_kernels(weight: Tensor, repeats: int) -> Tensor:
     return merged.flatten(0, 2).movedim(-1, 1)
 
 
-def convolve_phases(x: Tensor, kernels: Tensor, repeats: int) -> Tensor:
-    """A padded 3x3 convolution of ``x`` repeated ``repeats`` times in height and width.
+def add_phases(result: Tensor, x: Tensor, kernels: Tensor, repeats: int) -> None:
+    """Adds a padded 3x3 convolution of ``x`` repeated ``repeats`` times in height and width.
 
     Args:
+        result: [B, O, h * repeats, w * repeats].
         x: [B, D, h, w].
         kernels: the convolution's :func:`phase_kernels`.
-
-    Returns:
-        [B, O, h * repeats, w * repeats].
     """
     kinds = _kinds(repeats)
     # With one row and column of padding, result i of a kernel starts at source pixel i - 1.
     y = F.conv2d(x, kernels, padding=1).movedim(1, -1).unflatten(-1, (kinds, kinds, -1))
-    # [B, h, w, O] of each phase -> [B, h, rows, w, columns, O], in the order of memory.
-    grid = torch.stack(_windows(y, repeats), 3).unflatten(3, (repeats, repeats)).transpose(2, 3)
-    return grid.flatten(3, 4).flatten(1, 2).movedim(-1, 1)
+    for place, window in zip(_phases(result, repeats), _windows(y, repeats), strict=True):
+        place += window
 
 
 def _phases_backward(grad: Tensor, repeats: int) -> Tensor:
-    """The gradient of what :func:`convolve_phases` convolves to, from that of its result."""
-    pixels = grad.movedim(1, -1).unflatten(2, (-1, repeats)).unflatten(1, (-1, repeats))
-    batch, height, _, width, _, outputs = pixels.shape
-    kinds = _kinds(repeats)
-    y = pixels.new_zeros(batch, height + 1, width + 1, kinds, kinds, outputs)
-    parts = pixels.transpose(2, 3).flatten(3, 4).unbind(3)
-    for window, part in zip(_windows(y, repeats), parts, strict=True):
+    """The gradient of what :func:`add_phases` convolves to, from that of its result."""
+    (batch, outputs, height, width), kinds = grad.shape, _kinds(repeats)
+    y = grad.new_zeros(batch, height // repeats + 1, width // repeats + 1, kinds, kinds, outputs)
+    for window, part in zip(_windows(y, repeats), _phases(grad, repeats), strict=True):
         window += part
     return y.flatten(3).movedim(-1, 1)
+
+
+def _phases(result: Tensor, repeats: int) -> list[Tensor]:
+    """The pixels of each phase, row by row, [B, h, w, O]."""
+    pixels, starts = result.movedim(1, -1), range(repeats)
+    return [pixels[:, row::repeats, column::repeats] for row in starts for column in starts]
 
 
 def _windows(y: Tensor, repeats: int) -> list[Tensor]:

@@ -32,15 +32,14 @@ class FeatureKernel:
     def __init__(self, fold: Callable[[], Kernels]) -> None:
         self.fold = fold
         self._transformed: dict[tuple[tuple[int, ...], ...], TransformedKernels] = {}
-        self._direct: dict[tuple[int, int, torch.dtype], tuple[DirectKernel, int]] = {}
+        self._direct: dict[tuple[int, int, torch.dtype], DirectKernel] = {}
 
-    def direct(self, features: FeatureMap) -> tuple[DirectKernel, int]:
-        """All of them as one, for maps like these, without gradients; and how many they are."""
+    def direct(self, features: FeatureMap) -> DirectKernel:
+        """All of them as one, for maps like these, without gradients."""
         fine, repeats = features.fine, features.repeats
         key = fine.shape[1], repeats, fine.dtype
         if key not in self._direct:
-            kernels = self.fold()
-            self._direct[key] = DirectKernel.of(kernels, fine, repeats), len(kernels.weights)
+            self._direct[key] = DirectKernel.of(self.fold(), fine, repeats)
         return self._direct[key]
 
     def transformed(
@@ -91,8 +90,8 @@ class FeatureMap:
         if torch.is_grad_enabled():
             return self.convolve_all([kernel])[0]
         if not self.in_tiles:
-            direct, count = kernel.direct(self)
-            return direct.convolve(self.fine, self.coarse).chunk(count, 1)
+            direct = kernel.direct(self)
+            return direct.convolve(self.fine, self.coarse).chunk(direct.count, 1)
         maps, repeats = self._parts
         channels = tuple(part.shape[1] for part in maps)
         grid = Grid(len(self.fine), *self.fine.shape[2:])

@@ -24,8 +24,8 @@ TOGETHER = 6
 """Flow steps whose responses get their gradients together, where memory counts."""
 
 AT_ONCE = 2**25
-"""Values of the responses that one convolution may have, 128 MB in float32: of more, each step's
-convolution alone is large enough."""
+"""Values of the responses that one convolution may have, 128 MB in float32 (and as much again on
+the way): of more, each step's convolution alone is large enough."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,9 @@ class Level(Chain):
     """Squeeze, transition steps, flow steps."""
 
     def prepare(self, features: FeatureMap) -> list[Any]:
-        """What the steps prepare, of one convolution of the features where that is small.
-
-        Not in tiles: what is worth sharing of theirs is shared anyway.
-        """
+        """What the steps, all of one hidden size, prepare: of one convolution of the features
+        where its results are few, and it is not computed in tiles, of which all that is worth
+        sharing is shared anyway."""
         flow_steps = [step for step in _steps(self) if isinstance(step, FlowStep)]
         values = 2 * sum(step.hidden for step in flow_steps) * features.fine[:, 0].numel()
         if features.in_tiles or torch.is_grad_enabled() or values > AT_ONCE:
@@ -167,12 +166,13 @@ class Level(Chain):
             ),
         )
         responses = features.convolve(kernel)
-        pairs = zip(folded, zip(responses[0::2], responses[1::2], strict=True), strict=True)
+        pairs = zip(responses[0::2], responses[1::2], strict=True)
+        prepared: dict[Invertible, Any] = {
+            step: step.prepare_responses(own, pair)
+            for step, own, pair in zip(flow_steps, folded, pairs, strict=True)
+        }
         return [
-            step.prepare_responses(*next(pairs))
-            if isinstance(step, FlowStep)
-            else step.prepare(features)
-            for step in _steps(self)
+            prepared[step] if step in prepared else step.prepare(features) for step in _steps(self)
         ]
 
 
