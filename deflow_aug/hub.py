@@ -140,7 +140,8 @@ def load(config_path: Path, weights_path: Path) -> Pretrained:
             raise ConfigError(f"training must be a mapping, got {training!r:.50}")
         settings: Any = values.get("model")
         config = from_dict(ModelConfig, settings, "model.")
-    except ValueError as error:  # ConfigError, JSONDecodeError and UnicodeDecodeError among them
+    # ConfigError, JSONDecodeError and UnicodeDecodeError are ValueErrors.
+    except (ValueError, OverflowError, RecursionError) as error:
         raise WeightsError(f"{config_path}: {error}") from error
     try:
         tensors = load_file(weights_path)
@@ -153,8 +154,8 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], source: object) ->
     """A model of these tensors, in evaluation mode.
 
     Raises:
-        WeightsError: unless names and shapes agree; the message names those that do not, and
-            ``source``.
+        WeightsError: unless names and shapes agree, and the values are such as a model can have;
+            the message names those that do not, and ``source``.
     """
     # On the meta device nothing is computed, and no random number drawn, for values that are
     # replaced at once.
@@ -168,6 +169,11 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], source: object) ->
         for name, tensor in expected.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
+    problems += [
+        f"{name} {wrong}"
+        for name in expected
+        if name in tensors and (wrong := _damage(name, tensors))
+    ]
     if problems:
         shown = "; ".join(problems[:10])
         if len(problems) > 10:
@@ -177,6 +183,18 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], source: object) ->
         {name: tensors[name].to(expected[name].dtype) for name in expected}, assign=True
     )
     return model.eval()
+
+
+def _damage(name: str, tensors: Mapping[str, Tensor]) -> str:
+    """What no model has in the tensor of this name, or nothing."""
+    tensor = tensors[name]
+    if tensor.is_complex():
+        return "has complex values"
+    if not bool(torch.isfinite(tensor).all()):
+        return "has values that are not finite"
+    if name.endswith(".permutation") and tensor.sort().values.tolist() != list(range(len(tensor))):
+        return "is no permutation"
+    return ""
 
 
 def save(folder: Path, pretrained: Pretrained, library_version: str, *, half: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard, hf_hub_download
 from safetensors.torch import load_file, save_file
 from small import SMALL, small_model
+from torch import Tensor
 
 import deflow_aug
 from deflow_aug import DeFlowDegrader, hub
@@ -267,6 +269,35 @@ def test_of_many_tensors_that_do_not_fit_some_are_named(folder: Path) -> None:
     with pytest.raises(WeightsError, match=f"missing .*; and {count - 10} more$") as caught:
         load(folder)
     assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("ending", "change", "message"),
+    [
+        (".permutation", torch.zeros_like, "permutation is no permutation"),
+        (".permutation", lambda values: values + 9, "permutation is no permutation"),
+        (".upper", lambda values: values * math.nan, "upper has values that are not finite"),
+        (".lower", lambda values: values + 1j, "lower has complex values"),
+    ],
+)
+def test_values_that_no_model_has(
+    folder: Path, ending: str, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith(ending))
+    save_file(tensors | {name: change(tensors[name])}, path)
+    with pytest.raises(WeightsError, match=message):
+        DeFlowDegrader.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize("number", [10**400, "[" * 100000])
+def test_settings_that_cannot_be_numbers(folder: Path, number: object) -> None:
+    path = folder / "config.json"
+    text = path.read_text().replace('"shift_init": 0.03', f'"shift_init": {number}')
+    path.write_text(text)
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        DeFlowDegrader.from_pretrained(folder, device="cpu")
 
 
 @pytest.mark.parametrize("kept", [0, 7, 400, -1])
