@@ -132,9 +132,9 @@ def _empty_stack(img: Any, samples: int) -> Any:
     shape: Sequence[int] = tuple(img.shape)
     if isinstance(img, np.ndarray):
         return np.empty((samples, *shape), img.dtype)
-    # Like those of one window, results can be trained on: none is an inference tensor.
     # A meta tensor works out the strides of a dense tensor in this memory format, for free.
     strides = torch.empty_like(img.detach().as_subclass(Tensor), device="meta").stride()
+    # Like those of one window, results can be trained on: none is an inference tensor.
     with torch.inference_mode(False):
         return torch.empty_strided(
             (samples, *shape), (math.prod(shape), *strides), dtype=img.dtype, device=img.device

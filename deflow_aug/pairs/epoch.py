@@ -51,34 +51,29 @@ class SharedEpoch:
 
     def serve(self, images: int) -> None:
         """Count an item of a data set of so many images; warn, once, if they begin to repeat."""
-        if self._value[self._WAS_SET]:
-            return
-        self._value[self._SERVED] += 1
-        if self._value[self._SERVED] > images and self._first(self._REPETITION_TOLD):
-            _warn_of_repetition(f"all {images} images were served once")
+        self._count(images, f"all {images} images were served once")
 
     def begin(self) -> None:
         """Count a pass through a stream; warn, once, if it repeats one."""
+        self._count(1, "a second pass begins")
+
+    def _count(self, most: int, told: str) -> None:
         if self._value[self._WAS_SET]:
             return
         self._value[self._SERVED] += 1
-        if self._value[self._SERVED] > 1 and self._first(self._REPETITION_TOLD):
-            _warn_of_repetition("a second pass begins")
+        if self._value[self._SERVED] > most and self._first(self._REPETITION_TOLD):
+            warnings.warn(
+                f"{told}, and set_epoch was never called: with a seed, every further pass has the "
+                f"same crops and degradations, bit for bit. Call set_epoch(epoch) of this data set "
+                f"before every epoch; or, in a framework that never does (BasicSR, KAIR), give it "
+                f"seed=None, which draws anew each time. If the same pairs are wanted "
+                f"(validation), call set_epoch(0) once.",
+                stacklevel=5,
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._value.share_memory_()  # no effect on what is shared already
-
-
-def _warn_of_repetition(what: str) -> None:
-    warnings.warn(
-        f"{what}, and set_epoch was never called: with a seed, every further pass has the same "
-        f"crops and degradations, bit for bit. Call set_epoch(epoch) of this data set before "
-        f"every epoch; or, in a framework that never does (BasicSR, KAIR), give it seed=None, "
-        f"which draws anew each time. If the same pairs are wanted (validation), call "
-        f"set_epoch(0) once.",
-        stacklevel=5,
-    )
 
 
 class HasEpoch:
