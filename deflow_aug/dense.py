@@ -19,7 +19,7 @@ from torch import Tensor
 from deflow_aug.flow import toom_cook, winograd
 from deflow_aug.flow.grid import Grid
 from deflow_aug.flow.prepacked import Prepacked
-from deflow_aug.flow.products import multiply, prepacked
+from deflow_aug.flow.products import multiply, prepacked, tiles_in
 from deflow_aug.flow.winograd import Multiply, Scratch, TransformPadded
 
 NEGATIVE_SLOPE = 0.2
@@ -101,8 +101,9 @@ class DenseMaps:
 
     def tiles(self, index: int = 0) -> Tensor:
         """What is transformed of a region's maps, [tiles, 36, C + 4 G]."""
-        shape = self.regions[index].tiles, 36, self.channels + self.growth * (CONVOLUTIONS - 1)
-        return self._tiles[index % CONVOLUTIONS][: shape[0] * shape[1] * shape[2]].view(shape)
+        channels = self.channels + self.growth * (CONVOLUTIONS - 1)
+        memory, count = self._tiles[index % CONVOLUTIONS], self.regions[index].tiles
+        return tiles_in(memory, count, 36, channels)
 
 
 class _Step:

@@ -23,7 +23,7 @@ from deflow_aug.dense import (
 from deflow_aug.devices import full_precision
 from deflow_aug.flow import transposed, winograd
 from deflow_aug.flow.grid import Grid
-from deflow_aug.flow.products import multiply
+from deflow_aug.flow.products import by_convolution, multiply
 
 
 class Workspace:
@@ -100,11 +100,22 @@ class _Joined:
         self.inputs = [channels + growth * i for i in range(CONVOLUTIONS)]
         # Nothing where a result does not see an input.
         self._taps = like.new_zeros(9, self.channels, self.channels)
-        sees = zip(self.rows, self.inputs, strict=True)
-        self._ahead = [like.new_empty(36, r.stop - r.start, inputs) for r, inputs in sees]
-        widths = [channels] + [growth] * (CONVOLUTIONS - 1) if back else []
-        seen = zip(self.rows, widths, strict=False)
-        self.back = [like.new_empty(36, width, rows.stop) for rows, width in seen]
+        # Of each map the results that see it.
+        seen = [*zip(self.rows, [channels] + [growth] * (CONVOLUTIONS - 1), strict=True)]
+        self._whole: Tensor | None = None
+        if by_convolution(like):
+            # Which wants each kernel in memory of its own.
+            sees = zip(self.rows, self.inputs, strict=True)
+            self._ahead = [like.new_empty(36, r.stop - r.start, inputs) for r, inputs in sees]
+            self.back = [like.new_empty(36, width, rows.stop) for rows, width in seen if back]
+        else:
+            self._whole = whole = like.new_empty(36, self.channels, self.channels)
+            sees = zip(self.rows, self.inputs, strict=True)
+            self._ahead = [whole[:, rows, :inputs] for rows, inputs in sees]
+            self.back = [
+                whole[:, : rows.stop, end - width : end].mT
+                for (rows, width), end in zip(seen, self.inputs, strict=True)
+            ]
         """Of each map the kernels of the results that see it, [36, its channels, results]."""
 
     def transformed(self, parameters: Sequence[Tensor]) -> DenseKernels:
@@ -112,11 +123,14 @@ class _Joined:
         weights, biases = parameters[:CONVOLUTIONS], parameters[CONVOLUTIONS:]
         for weight, rows, inputs in zip(weights, self.rows, self.inputs, strict=True):
             self._taps.unflatten(0, (3, 3))[:, :, rows, :inputs] = weight.permute(2, 3, 0, 1)
-        for own, rows in zip(self._ahead, self.rows, strict=True):
-            winograd.transform_taps(self._taps[:, rows, : own.shape[2]], out=own)
-        for own, end in zip(self.back, self.inputs, strict=False):
-            of_map = self._taps[:, : own.shape[2], end - own.shape[1] : end]
-            winograd.transform_taps(of_map.mT, out=own)
+        if self._whole is not None:
+            winograd.transform_taps(self._taps, out=self._whole)
+        else:
+            for own, rows in zip(self._ahead, self.rows, strict=True):
+                winograd.transform_taps(self._taps[:, rows, : own.shape[2]], out=own)
+            for own, end in zip(self.back, self.inputs, strict=False):
+                of_map = self._taps[:, : own.shape[2], end - own.shape[1] : end]
+                winograd.transform_taps(of_map.mT, out=own)
         return DenseKernels(self._ahead, [winograd.biases(bias) for bias in biases])
 
 

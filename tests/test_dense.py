@@ -12,6 +12,8 @@ from deflow_aug import rrdb as rrdb_module
 from deflow_aug.flow import grid
 from deflow_aug.rrdb import RRDB, RRDBTrunk, through
 
+pytestmark = pytest.mark.usefixtures("products")
+
 
 @pytest.fixture(autouse=True)
 def in_tiles_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:

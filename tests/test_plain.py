@@ -22,6 +22,8 @@ from deflow_aug.flow import convolution, features, glow
 from deflow_aug.flow.direct import add_phases, phase_kernels
 from deflow_aug.model import DeFlow
 
+pytestmark = pytest.mark.usefixtures("products")
+
 DOMAINS = ["clean", "degraded"]
 
 

@@ -17,37 +17,108 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
 from deflow_aug.flow import prepacked as own_order
+from deflow_aug.flow import products, toom_cook
 from deflow_aug.flow.coupling import AffineNet
 from deflow_aug.flow.prepacked import Prepacked
-from deflow_aug.flow.products import multiply, prepacked
+from deflow_aug.flow.products import add_multiplied, multiply, prepacked
+
+
+@pytest.fixture
+def by_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CPUs where MKL is not as wide."""
+    monkeypatch.setattr(products, "_mkl_is_as_wide", lambda: False)
+
+
+def of_one_product(bias: Tensor, count: int = 9) -> Tensor:
+    """As :func:`winograd.biases`, which has more products."""
+    padded = bias.new_zeros(count, len(bias))
+    padded[toom_cook.ALL_ONES] = bias
+    return padded.flatten()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_products_are_convolutions_by_onednn(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by_mkl", [True, False])
+def test_products_are_computed_in_the_way_asked_for(
+    threads: int, by_mkl: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With one thread too, as workers have; without oneDNN, and in float64, matrix products."""
     torch.manual_seed(0)
-    tiles, kernels, bias = torch.randn(7, 9, 5), torch.randn(9, 4, 5), torch.randn(9 * 4)
+    monkeypatch.setattr(products, "_mkl_is_as_wide", lambda: by_mkl)
+    tiles, kernels = torch.randn(7, 9, 5), torch.randn(9, 4, 5)
+    bias = of_one_product(torch.randn(4))
     before = torch.get_num_threads()
 
     def multiplied(tiles: Tensor, kernels: Tensor, bias: Tensor) -> set[str]:
         with profile(activities=[ProfilerActivity.CPU]) as what:
             result = multiply(tiles, kernels, bias)
+            again = result.clone()
+            add_multiplied(again, tiles, kernels)
         assert_close(result, expected.to(result.dtype), rtol=1e-5, atol=1e-5)
+        assert_close(again, (2 * expected - added).to(result.dtype), rtol=1e-5, atol=1e-5)
         return {event.key for event in what.key_averages()}
 
     try:
         torch.set_num_threads(threads)
         for some in (tiles, torch.cat([tiles, tiles], 2)[:, :, :5], tiles[:1].expand(7, -1, -1)):
-            expected = torch.einsum("tpc,poc->tpo", some.double(), kernels.double())
-            expected += bias.double().view(9, 4)
+            added = bias.double().view(9, 4)
+            expected = torch.einsum("tpc,poc->tpo", some.double(), kernels.double()) + added
             ran = multiplied(some, kernels, bias)
-            assert ("aten::mkldnn_convolution" in ran) == torch.backends.mkldnn.is_available()
+            convolved = torch.backends.mkldnn.is_available() and not by_mkl
+            assert ("aten::mkldnn_convolution" in ran) == convolved
+            assert ("aten::bmm" in ran) != convolved
             assert not any("slow" in name or "thnn" in name for name in ran)
             assert "aten::bmm" in multiplied(some.double(), kernels.double(), bias.double())
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
         assert "aten::bmm" in multiplied(some, kernels, bias)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("capability", "processor", "mkl", "expected"),
+    [
+        ("AVX512", "vendor_id : GenuineIntel", True, True),
+        ("AVX512", "vendor_id : AuthenticAMD", True, False),
+        ("AVX512", "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", True, False),
+        ("AVX2", "vendor_id : AuthenticAMD", True, True),
+        ("DEFAULT", "", True, True),
+        ("AVX512", "", True, False),
+        ("AVX512", "vendor_id : GenuineIntel", False, False),
+    ],
+)
+def test_matrix_products_are_taken_where_they_are_as_wide(
+    capability: str, processor: str, mkl: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    monkeypatch.setattr(products, "_processor", lambda: processor)
+    assert products._mkl_is_as_wide.__wrapped__() == expected
+
+
+def test_this_cpu_says_who_made_it() -> None:
+    """Wherever AVX-512 is, which is what it is asked for."""
+    if "AVX512" in torch.backends.cpu.get_cpu_capability():
+        assert any(maker in products._processor() for maker in ("GenuineIntel", "AuthenticAMD"))
+
+
+@pytest.mark.parametrize("by_mkl", [True, False])
+def test_memory_is_in_the_order_that_products_want(
+    by_mkl: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_mkl_is_as_wide", lambda: by_mkl)
+    memory = torch.zeros(100)
+    tiles = products.tiles_in(memory, 2, 9, 5)
+    assert tiles.shape == (2, 9, 5)
+    assert tiles.data_ptr() == memory.data_ptr()
+    convolved = products.by_convolution(memory)
+    assert convolved == (torch.backends.mkldnn.is_available() and not by_mkl)
+    assert tiles.is_contiguous() == convolved
+    assert tiles.transpose(0, 1).is_contiguous() != convolved
+    kernels = torch.randn(9, 4, 5)
+    packed = prepacked(kernels, 7)
+    if isinstance(packed, Tensor):
+        assert torch.equal(packed, kernels)
+        assert packed.mT.is_contiguous() != convolved
 
 
 @pytest.fixture
@@ -59,9 +130,11 @@ def can_prepack() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("outputs", [4, 16, 48, 64])
-def test_prepacked_kernels_are_the_same_for_any_number_of_tiles(outputs: int) -> None:
+def test_prepacked_kernels_are_the_same_for_any_number_of_tiles(
+    outputs: int, by_convolutions: None
+) -> None:
     torch.manual_seed(0)
-    kernels, bias = torch.randn(9, outputs, 20), torch.randn(9 * outputs)
+    kernels, bias = torch.randn(9, outputs, 20), of_one_product(torch.randn(outputs))
     packed = prepacked(kernels, 100)
     assert isinstance(packed, Prepacked) == own_order.can_prepack(kernels)
     for count in (1, 4, 25, 100, 600):
@@ -76,7 +149,7 @@ def test_prepacked_kernels_are_the_same_for_any_number_of_tiles(outputs: int) ->
                 assert_close(result, expected.float(), rtol=1e-5, atol=2e-5)
 
 
-def test_prepacked_kernels_do_without_what_they_were_made_of() -> None:
+def test_prepacked_kernels_do_without_what_they_were_made_of(by_convolutions: None) -> None:
     tiles, kernels = torch.randn(7, 9, 5), torch.randn(9, 4, 5)
     packed, expected = prepacked(kernels, 7), multiply(tiles, kernels)
     if isinstance(packed, Prepacked):
@@ -85,21 +158,32 @@ def test_prepacked_kernels_do_without_what_they_were_made_of() -> None:
         assert_close(multiply(tiles, packed), expected)
 
 
-def test_kernels_stay_as_they_are_where_prepacking_is_impossible(
-    can_prepack: None, monkeypatch: pytest.MonkeyPatch
+def test_kernels_stay_what_they_are_where_prepacking_is_impossible(
+    can_prepack: None, by_convolutions: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernels = torch.randn(9, 4, 5)
     exact = kernels.double()
-    assert prepacked(exact, 7) is exact
+    assert_close(prepacked(exact, 7), exact, rtol=0, atol=0)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert prepacked(kernels, 7) is kernels
+    assert_close(prepacked(kernels, 7), kernels, rtol=0, atol=0)
+
+
+def test_kernels_prepacked_before_onednn_was_switched_off(
+    by_convolutions: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles, kernels = torch.randn(7, 9, 5), torch.randn(9, 4, 5)
+    bias, packed = of_one_product(torch.randn(4)), prepacked(kernels, 7)
+    expected = multiply(tiles, packed, bias)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert_close(multiply(tiles, packed, bias), expected)
+    assert_close(multiply(tiles, kernels, bias), expected)
 
 
 @pytest.mark.parametrize(
     "found", ["missing", "other arguments", "another result", "another order", "two", "refused"]
 )
 def test_an_unknown_pytorch_does_without_prepacking(
-    found: str, can_prepack: None, monkeypatch: pytest.MonkeyPatch
+    found: str, can_prepack: None, by_convolutions: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operations are PyTorch's own: any release may change them."""
 
@@ -135,9 +219,13 @@ def test_what_surrounds_the_first_trial_decides_nothing(
     assert not own_order.can_prepack(torch.ones(1))
 
 
-def test_degrading_convolves_by_prepacked_kernels() -> None:
+@pytest.mark.parametrize("by_mkl", [True, False])
+def test_degrading_convolves_by_prepacked_kernels(
+    by_mkl: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What they prepare can be copied and saved all the same."""
     torch.manual_seed(0)
+    monkeypatch.setattr(products, "_mkl_is_as_wide", lambda: by_mkl)
     model, x = small_model().eval(), torch.rand(1, 3, 64, 64)
     with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as what:
         features = model.features(x)
@@ -145,10 +233,10 @@ def test_degrading_convolves_by_prepacked_kernels() -> None:
         expected = model.decode(latents, features)
     ran = {event.key: event.count for event in what.key_averages()}
     if own_order.can_prepack(x):
-        # Of each step: at least one for the features, three of the coupling's network in each
-        # direction, two of the injector's.
+        # Of each step: at least one for the features, unless those are matrix products, three of
+        # the coupling's network in each direction, two of the injector's.
         steps = model.config.levels * model.config.steps
-        assert ran["mkldnn::_convolution_pointwise"] >= steps * (1 + 2 * 3 + 2)
+        assert ran["mkldnn::_convolution_pointwise"] >= steps * ((not by_mkl) + 2 * 3 + 2)
     for copied in (copy.deepcopy(features), pickle.loads(pickle.dumps(features))):
         with torch.inference_mode():
             assert_close(model.decode(latents, copied), expected)

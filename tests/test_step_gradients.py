@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from deflow_aug.flow.glow import FlowStep
 from deflow_aug.flow.step_gradients import encode_with_gradients
 
+pytestmark = pytest.mark.usefixtures("products")
+
 HIDDEN = 5
 
 

@@ -17,6 +17,8 @@ from deflow_aug.flow.direct import convolve_directly
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.grid import Grid
 
+pytestmark = pytest.mark.usefixtures("products")
+
 SIZES = [(1, 1), (2, 2), (3, 2), (5, 8), (12, 21), (50, 48), (4, 2400)]
 """Odd ones too, less than a tile, and more tiles than one band has."""
 

@@ -18,7 +18,7 @@ from deflow_aug.devices import full_precision
 from deflow_aug.flow import transposed, winograd
 from deflow_aug.flow.grid import Grid
 from deflow_aug.flow.prepacked import Prepacked
-from deflow_aug.flow.products import multiply, prepacked
+from deflow_aug.flow.products import add_multiplied, multiply, prepacked
 
 TOGETHER = 512
 """Tiles of which maps and gradients are transformed at the same time; the more, the more memory,
@@ -115,10 +115,18 @@ class TransformedKernels:
 
     @classmethod
     def of(
-        cls, kernels: Kernels, channels: Sequence[int], repeats: Sequence[int]
+        cls,
+        kernels: Kernels,
+        channels: Sequence[int],
+        repeats: Sequence[int],
+        memory: list[Tensor] | None = None,
     ) -> TransformedKernels:
-        """For maps of so many channels, whose pixels stand so often."""
-        parts = _transformed(kernels.taps(), channels, repeats)
+        """For maps of so many channels, whose pixels stand so often.
+
+        Args:
+            memory: see :func:`_transformed`.
+        """
+        parts = _transformed(kernels.taps(), channels, repeats, memory=memory)
         return cls(parts, kernels.bias, len(kernels.weights))
 
     def prepacked(self, tiles: int) -> TransformedKernels:
@@ -132,20 +140,32 @@ class TransformedKernels:
 
 
 def _transformed(
-    taps: Tensor, channels: Sequence[int], repeats: Sequence[int], back: bool = False
+    taps: Tensor,
+    channels: Sequence[int],
+    repeats: Sequence[int],
+    back: bool = False,
+    memory: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """Of each part the kernels, [some products, O, C].
 
     Args:
         taps: [9, O, C].
         back: those that gradients go through instead, [some products, C, O].
+        memory: what several kernels, one after the other, lie in; empty at first.
     """
     parts = []
-    for some, count in winograd.parts_of(repeats):
+    for number, (some, count) in enumerate(winograd.parts_of(repeats)):
         own = taps[:, :, : sum(channels[:count])]
-        products = winograd.transform_taps(own.mT if back else own, repeats[count - 1])[some]
-        # A part should not keep all of them.
-        parts.append(products if some.start == 0 else products.clone())
+        out = memory[number] if memory and number < len(memory) else None
+        transform = winograd.transform_taps_back if back else winograd.transform_taps
+        products = transform(own, repeats[count - 1], out)
+        if memory is None and some.start:
+            # A part should not keep all of them.
+            parts.append(products[some].clone())
+        else:
+            parts.append(products[some])
+        if memory is not None and out is None:
+            memory.append(products)
     return parts
 
 
@@ -160,8 +180,9 @@ class _Convolve(torch.autograd.Function):
         pixels = [x.movedim(1, -1) for x in maps]
         grid, parts = Grid.over(pixels[0], repeats[0]), winograd.transform_together(pixels, repeats)
         results: list[Tensor] = []
+        memory: list[Tensor] = []
         for kernels in groups:
-            transformed = TransformedKernels.of(kernels, _channels(maps), repeats)
+            transformed = TransformedKernels.of(kernels, _channels(maps), repeats, memory)
             results += transformed.convolve(parts, grid)
         return tuple(results)
 
@@ -217,17 +238,17 @@ def _gradients(
         parts = winograd.transform_together(pixels, repeats, region)
         sizes = [part.shape[1] for part in parts]
         totals: list[Tensor] = []
+        memory: list[Tensor] = []
         for kernels, group, weight in zip(groups, grads, of_weights, strict=True):
             own = [region.own(grad.movedim(1, -1)) for grad in group]
             sums = transposed.results(own, grid.of(region), sizes)
             if weight is not None:
                 _add_products(weight, sums, parts, winograd.parts_of(repeats))
             if of_maps:
-                back = _transformed(kernels.taps(), channels, repeats, back=True)
+                back = _transformed(kernels.taps(), channels, repeats, back=True, memory=memory)
                 _add_through(totals, sums, back)
-                del back
             del sums
-        del parts
+        del parts, memory
         if of_maps:
             transposed.transform_together(totals, region, repeats, results)
     return [one.movedim(-1, 1) for one in results] or [None] * len(maps)
@@ -265,11 +286,10 @@ def _add_through(totals: list[Tensor], sums: Sequence[Tensor], kernels: Sequence
         kernels: [some products, C, O] of each part.
     """
     for number, (one, kernel) in enumerate(zip(sums, kernels, strict=True)):
-        through = multiply(one, kernel)
         if number < len(totals):
-            totals[number] += through
+            add_multiplied(totals[number], one, kernel)
         else:
-            totals.append(through)
+            totals.append(multiply(one, kernel))
 
 
 def _grouped(

@@ -81,14 +81,19 @@ class Transform:
                 n, m = part.shape[3:5]
                 place = self._total[:, i : i + rows, :n, j : j + columns, :m]
                 self._sums.append((place, part.transpose(2, 3)))
+        # The first part is of whole blocks: what they held does not matter.
+        self._beyond = self._total[:, rows:], self._total[:, :rows, :, columns:]
         self.window = self._total.flatten(3, 4).flatten(1, 2)
         """The gradient of all that the tiles see, and of some more, [B, rows, columns, C]."""
 
     def __call__(self, products: Tensor) -> Tensor:
         """The window, of [tiles, products, C]."""
         torch.bmm(self._matrices, products, out=self._flat)
-        self._total.zero_()
-        for place, part in self._sums:
+        for border in self._beyond:
+            border.zero_()
+        place, part = self._sums[0]
+        place.copy_(part)
+        for place, part in self._sums[1:]:
             place.add_(part)
         return self.window
 

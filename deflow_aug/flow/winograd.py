@@ -22,7 +22,7 @@ from torch import Tensor
 from deflow_aug.flow import toom_cook
 from deflow_aug.flow.grid import Grid, Region
 from deflow_aug.flow.prepacked import Prepacked
-from deflow_aug.flow.products import multiply
+from deflow_aug.flow.products import by_convolution, multiply, new_tiles
 
 TRANSFORMED = 128
 """Tiles of a whole map that are transformed at once: what is on the way stays in a cache."""
@@ -46,7 +46,7 @@ def transform_together(
     tiles = sum(one.tiles for one in regions)
     channels = [pixels.shape[3] for pixels in maps]
     out = [
-        maps[0].new_empty(tiles, some.stop - some.start, sum(channels[:count]))
+        new_tiles(maps[0], tiles, some.stop - some.start, sum(channels[:count]))
         for some, count in parts_of(repeats)
     ]
     ends = list(accumulate(channels))
@@ -130,6 +130,17 @@ def transform_taps(taps: Tensor, repeats: int = 1, out: Tensor | None = None) ->
     matrices = matrix.view(terms, terms, 9)
     torch.bmm(matrices, flat.expand(terms, *flat.shape), out=out.view(terms, terms, -1))
     return out
+
+
+def transform_taps_back(taps: Tensor, repeats: int = 1, out: Tensor | None = None) -> Tensor:
+    """The kernels that gradients go through, [products, C, O], in the order that their sums want.
+
+    Args:
+        out: what this returned before, of taps of the same shape.
+    """
+    if by_convolution(taps):
+        return transform_taps(taps.mT, repeats, out)
+    return transform_taps(taps, repeats, None if out is None else out.mT).mT
 
 
 def biases(bias: Tensor, count: int = 36) -> Tensor:
