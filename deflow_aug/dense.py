@@ -19,7 +19,7 @@ from torch import Tensor
 from deflow_aug.flow import toom_cook, winograd
 from deflow_aug.flow.grid import Grid
 from deflow_aug.flow.prepacked import Prepacked
-from deflow_aug.flow.products import multiply, prepacked, tiles_in
+from deflow_aug.flow.products import bias_of, multiply, prepacked, tiles_in
 from deflow_aug.flow.winograd import Multiply, Scratch, TransformPadded
 
 NEGATIVE_SLOPE = 0.2
@@ -30,7 +30,7 @@ CONVOLUTIONS = 5
 @dataclass(frozen=True)
 class DenseKernels:
     """What the five convolutions of a dense block are in tiles: [36, O, C] each, or these
-    prepacked, and biases, as :func:`winograd.biases` has them."""
+    prepacked, and biases, as :func:`products.bias_of` has them."""
 
     kernels: Sequence[Tensor | Prepacked]
     biases: Sequence[Tensor]
@@ -41,7 +41,7 @@ class DenseKernels:
         once."""
         weights, biases = parameters[:CONVOLUTIONS], parameters[CONVOLUTIONS:]
         kernels = [prepacked(winograd.transform_kernel(weight), tiles) for weight in weights]
-        return cls(kernels, [*map(winograd.biases, biases)])
+        return cls(kernels, [*map(bias_of, kernels, biases)])
 
 
 class DenseMaps:

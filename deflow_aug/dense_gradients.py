@@ -23,7 +23,7 @@ from deflow_aug.dense import (
 from deflow_aug.devices import full_precision
 from deflow_aug.flow import transposed, winograd
 from deflow_aug.flow.grid import Grid
-from deflow_aug.flow.products import by_convolution, multiply
+from deflow_aug.flow.products import bias_of, by_convolution, multiply
 
 
 class Workspace:
@@ -131,7 +131,7 @@ class _Joined:
             for own, end in zip(self.back, self.inputs, strict=False):
                 of_map = self._taps[:, : own.shape[2], end - own.shape[1] : end]
                 winograd.transform_taps(of_map.mT, out=own)
-        return DenseKernels(self._ahead, [winograd.biases(bias) for bias in biases])
+        return DenseKernels(self._ahead, [*map(bias_of, self._ahead, biases)])
 
 
 class _Backward:

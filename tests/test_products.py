@@ -20,7 +20,7 @@ from deflow_aug.flow import prepacked as own_order
 from deflow_aug.flow import products, toom_cook
 from deflow_aug.flow.coupling import AffineNet
 from deflow_aug.flow.prepacked import Prepacked
-from deflow_aug.flow.products import add_multiplied, multiply, prepacked
+from deflow_aug.flow.products import add_multiplied, bias_of, multiply, prepacked
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def by_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_mkl_is_as_wide", lambda: False)
 
 
-def of_one_product(bias: Tensor, count: int = 9) -> Tensor:
-    """As :func:`winograd.biases`, which has more products."""
-    padded = bias.new_zeros(count, len(bias))
-    padded[toom_cook.ALL_ONES] = bias
-    return padded.flatten()
+def of_one_product(bias: Tensor) -> Tensor:
+    """Added to the sums of nine products, [9, O]."""
+    added = bias.double().new_zeros(9, len(bias))
+    added[toom_cook.ALL_ONES] = bias
+    return added
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -44,13 +44,13 @@ def test_products_are_computed_in_the_way_asked_for(
     """With one thread too, as workers have; without oneDNN, and in float64, matrix products."""
     torch.manual_seed(0)
     monkeypatch.setattr(products, "_mkl_is_as_wide", lambda: by_mkl)
-    tiles, kernels = torch.randn(7, 9, 5), torch.randn(9, 4, 5)
-    bias = of_one_product(torch.randn(4))
+    tiles, kernels, bias = torch.randn(7, 9, 5), torch.randn(9, 4, 5), torch.randn(4)
+    added = of_one_product(bias)
     before = torch.get_num_threads()
 
     def multiplied(tiles: Tensor, kernels: Tensor, bias: Tensor) -> set[str]:
         with profile(activities=[ProfilerActivity.CPU]) as what:
-            result = multiply(tiles, kernels, bias)
+            result = multiply(tiles, kernels, bias_of(kernels, bias))
             again = result.clone()
             add_multiplied(again, tiles, kernels)
         assert_close(result, expected.to(result.dtype), rtol=1e-5, atol=1e-5)
@@ -60,7 +60,6 @@ def test_products_are_computed_in_the_way_asked_for(
     try:
         torch.set_num_threads(threads)
         for some in (tiles, torch.cat([tiles, tiles], 2)[:, :, :5], tiles[:1].expand(7, -1, -1)):
-            added = bias.double().view(9, 4)
             expected = torch.einsum("tpc,poc->tpo", some.double(), kernels.double()) + added
             ran = multiplied(some, kernels, bias)
             convolved = torch.backends.mkldnn.is_available() and not by_mkl
@@ -134,19 +133,17 @@ def test_prepacked_kernels_are_the_same_for_any_number_of_tiles(
     outputs: int, by_convolutions: None
 ) -> None:
     torch.manual_seed(0)
-    kernels, bias = torch.randn(9, outputs, 20), of_one_product(torch.randn(outputs))
+    kernels, bias = torch.randn(9, outputs, 20), torch.randn(outputs)
     packed = prepacked(kernels, 100)
     assert isinstance(packed, Prepacked) == own_order.can_prepack(kernels)
     for count in (1, 4, 25, 100, 600):
         wide = torch.randn(count, 9, 30)
         for tiles in (wide[:, :, :20].contiguous(), wide[:, :, 10:]):
-            for own in (bias, None):
-                expected = multiply(
-                    tiles.double(), kernels.double(), None if own is None else own.double()
-                )
+            expected = multiply(tiles.double(), kernels.double())
+            for own, added in ((bias_of(packed, bias), of_one_product(bias)), (None, 0)):
                 result = multiply(tiles, packed, own)
                 assert result.is_contiguous()
-                assert_close(result, expected.float(), rtol=1e-5, atol=2e-5)
+                assert_close(result, (expected + added).float(), rtol=1e-5, atol=2e-5)
 
 
 def test_prepacked_kernels_do_without_what_they_were_made_of(by_convolutions: None) -> None:
@@ -168,15 +165,19 @@ def test_kernels_stay_what_they_are_where_prepacking_is_impossible(
     assert_close(prepacked(kernels, 7), kernels, rtol=0, atol=0)
 
 
-def test_kernels_prepacked_before_onednn_was_switched_off(
+def test_onednn_may_be_switched_off_and_on_in_between(
     by_convolutions: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiles, kernels = torch.randn(7, 9, 5), torch.randn(9, 4, 5)
-    bias, packed = of_one_product(torch.randn(4)), prepacked(kernels, 7)
-    expected = multiply(tiles, packed, bias)
-    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    assert_close(multiply(tiles, packed, bias), expected)
-    assert_close(multiply(tiles, kernels, bias), expected)
+    tiles, kernels, bias = torch.randn(7, 9, 5), torch.randn(9, 4, 5), torch.randn(4)
+    expected = multiply(tiles.double(), kernels.double()) + of_one_product(bias)
+    for before, after in ((True, False), (False, True)):
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", before)
+        packed = prepacked(kernels, 7)
+        given = [(packed, bias_of(packed, bias)), (kernels, bias_of(kernels, bias))]
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", after)
+        given.append((packed, bias_of(packed, bias)))
+        for own, added in given:
+            assert_close(multiply(tiles, own, added), expected.float(), rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deflow_aug.flow import toom_cook
@@ -76,13 +77,33 @@ def prepacked(kernels: Tensor | Prepacked, tiles: int) -> Tensor | Prepacked:
     return Prepacked(weight, [1, count * channels, 1, tiles], groups=count)
 
 
+def bias_of(kernels: Tensor | Prepacked, bias: Tensor) -> Tensor:
+    """What :func:`multiply` takes to add a bias, [O], to the results.
+
+    It is one product's; the convolution wants one for each product, nothing for all others.
+    """
+    if isinstance(kernels, Prepacked):
+        return _of_all(bias, kernels.groups)
+    return _of_all(bias, len(kernels)) if by_convolution(kernels) else bias
+
+
+def _of_all(bias: Tensor, count: int) -> Tensor:
+    own = _biased(len(bias))
+    return F.pad(bias, [own.start, count * len(bias) - own.stop])
+
+
+def _biased(outputs: int) -> slice:
+    """Where the sums of the product stand that a bias is added to, of all sums of a tile."""
+    return slice(toom_cook.ALL_ONES * outputs, (toom_cook.ALL_ONES + 1) * outputs)
+
+
 def multiply(tiles: Tensor, kernels: Tensor | Prepacked, bias: Tensor | None = None) -> Tensor:
     """For each product a matrix product of its own: [tiles, products, O].
 
     Args:
         tiles: [tiles, products, C].
         kernels: [products, O, C], or these prepacked.
-        bias: [products * O], see :func:`deflow_aug.flow.winograd.biases`.
+        bias: of :func:`bias_of`.
     """
     if isinstance(kernels, Prepacked):
         return _as_tiles(kernels.convolve(_as_pixels(tiles), bias), kernels.groups)
@@ -90,20 +111,17 @@ def multiply(tiles: Tensor, kernels: Tensor | Prepacked, bias: Tensor | None = N
     if not by_convolution(tiles):
         sums = torch.bmm(tiles.transpose(0, 1), kernels.mT)
         if bias is not None:
-            # All others have none.
-            sums.select(0, toom_cook.ALL_ONES).add_(bias[_biased(outputs)])
+            own = bias if len(bias) == outputs else bias[_biased(outputs)]
+            sums.select(0, toom_cook.ALL_ONES).add_(own)
         return sums.transpose(0, 1)
+    if bias is not None and len(bias) == outputs:
+        bias = _of_all(bias, count)
     weight, one = kernels.reshape(-1, channels, 1, 1), [1, 1]
     # Not conv2d, which with one thread, as workers have, computes one group after the other by MKL.
     result = torch.ops.aten.mkldnn_convolution(
         _as_pixels(tiles), weight, bias, [0, 0], one, one, count
     )
     return _as_tiles(result, count)
-
-
-def _biased(outputs: int) -> slice:
-    """Where the bias of the one product that has one stands, of all products' results."""
-    return slice(toom_cook.ALL_ONES * outputs, (toom_cook.ALL_ONES + 1) * outputs)
 
 
 def add_multiplied(total: Tensor, tiles: Tensor, kernels: Tensor) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from deflow_aug.flow import toom_cook
 from deflow_aug.flow.grid import Grid, Region
 from deflow_aug.flow.prepacked import Prepacked
-from deflow_aug.flow.products import by_convolution, multiply, new_tiles
+from deflow_aug.flow.products import bias_of, by_convolution, multiply, new_tiles
 
 TRANSFORMED = 128
 """Tiles of a whole map that are transformed at once: what is on the way stays in a cache."""
@@ -143,17 +143,6 @@ def transform_taps_back(taps: Tensor, repeats: int = 1, out: Tensor | None = Non
     return transform_taps(taps, repeats, None if out is None else out.mT).mT
 
 
-def biases(bias: Tensor, count: int = 36) -> Tensor:
-    """What to add to sums of so many products, one after the other, to add a bias to the results.
-
-    Args:
-        bias: [O].
-    """
-    return F.pad(
-        bias, [toom_cook.ALL_ONES * len(bias), (count - 1 - toom_cook.ALL_ONES) * len(bias)]
-    )
-
-
 def results(sums: Sequence[Tensor]) -> Tensor:
     """A^T m A of sums of products, [tiles, some products, O] each: 4 x 4 pixels, [tiles, 16, O].
 
@@ -216,7 +205,7 @@ def convolve(
     shape = batch * rows, 4, columns, 4, outputs // chunks
     result = [bias.new_empty(shape) for _ in range(chunks)]
     band = grid.rows_together
-    added: list[Tensor | None] = [biases(bias, parts[0].shape[1]), *[None] * (len(parts) - 1)]
+    added: list[Tensor | None] = [bias_of(kernels[0], bias), *[None] * (len(parts) - 1)]
     for top in range(0, batch * rows, band):
         some = slice(top * columns, min(top + band, batch * rows) * columns)
         sums = [
