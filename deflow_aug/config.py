@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 CLEAN = "clean"
 """Name of the domain that every flow has: latents N(0, I), no shift."""
 
+MOST_LEVELS = 16
+"""Sides of images are multiples of 2^levels."""
+
 SHIFTS = ("full", "diagonal", "zero", "fitted")
 """Kinds of latent shift; see :class:`ModelConfig`."""
 
@@ -166,6 +169,11 @@ class ModelConfig:
         _positive(self, "scale", "levels", "steps", "hidden", "dequantization_steps")
         if self.scale & (self.scale - 1):
             raise ConfigError(f"scale must be a power of two (2, 4, 8, ...), got {self.scale}")
+        if self.levels > MOST_LEVELS:
+            raise ConfigError(
+                f"levels must be at most {MOST_LEVELS}, got {self.levels}: image sides must be "
+                "multiples of 2^levels"
+            )
         if self.transition_steps < 0:
             raise ConfigError(f"transition_steps must be at least 0, got {self.transition_steps}")
         if self.split_levels is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -90,8 +91,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if os.fspath(path).endswith(".safetensors"):
             content = load_file(path)
         else:
+            if zipfile.is_zipfile(path):
+                _check_zip(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except (OSError, ConversionError):
         raise
     except SafetensorError as error:
         raise ConversionError(
@@ -125,6 +128,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             )
         state[name] = value
     return state
+
+
+def _check_zip(path: str | os.PathLike[str]) -> None:
+    """The sums that a PyTorch file keeps of its contents, which ``torch.load`` does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ConversionError(
+            f"{os.fspath(path)} is damaged: {damaged} in it does not have the CRC-32 that was "
+            "saved with it; fetch the file again (or, if it was saved without CRC-32, load it and "
+            "save it with PyTorch's default)"
+        )
 
 
 def convert_published(
@@ -357,8 +372,9 @@ def _published_config(
     trunk = [name.removeprefix("RRDB.") for name in state if name.startswith("RRDB.")]
     blocks = _ESRGAN.blocks(trunk)
     if scale is None:
-        upconvs = [int(match[1]) for name in trunk if (match := _UPCONV.fullmatch(name))]
-        scale = 2 ** max([2, *upconvs])
+        # Their number, not their numbers: a strange one should not decide.
+        upconvs = {match[1] for name in trunk if (match := _UPCONV.fullmatch(name))}
+        scale = 2 ** max(2, len(upconvs))
     if stacked_blocks is None:
         stacked_blocks = _stacked_blocks(feature_channels, width, blocks)
     encoder = EncoderConfig(width, growth, blocks, tuple(stacked_blocks))

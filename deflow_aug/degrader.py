@@ -159,7 +159,8 @@ class DeFlowDegrader(ModelHubMixin):
             save_directory: the folder; it is made if need be.
             half: store the weights in float16: half the size, and a little rounding. Loaded, they
                 are float32 again.
-            repo_id, push_to_hub, push_to_hub_kwargs: as in ``huggingface_hub.ModelHubMixin``.
+            repo_id, push_to_hub, push_to_hub_kwargs: as in ``huggingface_hub.ModelHubMixin``; what
+                is sent are these three files as they are in the folder.
             config, model_card_kwargs: not used; the mixin's :meth:`push_to_hub` passes them.
 
         Returns:
@@ -174,8 +175,8 @@ class DeFlowDegrader(ModelHubMixin):
             self.generate_model_card().save(card)
         if not push_to_hub:
             return None
-        url: str = self.push_to_hub(repo_id or folder.resolve().name, **push_to_hub_kwargs)
-        return url
+        # Not the mixin's method, which saves anew: in float32, with a card of its own.
+        return hub.push(folder, repo_id or folder.resolve().name, **push_to_hub_kwargs)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The model card that ``save_pretrained`` writes where there is none yet."""

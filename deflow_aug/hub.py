@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -157,10 +157,21 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], source: object) ->
         WeightsError: unless names and shapes agree, and the values are such as a model can have;
             the message names those that do not, and ``source``.
     """
+    # Each of them has several tensors. To lay out a model of 10^9 steps would take forever.
+    parts = config.levels * (config.steps + config.transition_steps) + config.encoder.blocks
+    if parts > max(1000, len(tensors)):
+        raise WeightsError(
+            f"{source} does not fit the model's configuration: {len(tensors)} tensors are too few "
+            f"for {config.levels} levels of {config.steps} steps and {config.transition_steps} "
+            f"transition steps, and {config.encoder.blocks} encoder.blocks"
+        )
     # On the meta device nothing is computed, and no random number drawn, for values that are
     # replaced at once.
-    with torch.device("meta"):
-        model = DeFlow(config).float()  # whatever torch's default dtype is
+    try:
+        with torch.device("meta"):
+            model = DeFlow(config).float()  # whatever torch's default dtype is
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
+        raise WeightsError(f"{source}: no model has such a configuration: {error}") from error
     expected = model.state_dict()
     problems = [f"missing {name}" for name in expected if name not in tensors]
     problems += [f"unknown {name}" for name in tensors if name not in expected]
@@ -203,8 +214,10 @@ def save(folder: Path, pretrained: Pretrained, library_version: str, *, half: bo
     Args:
         half: store the weights in float16. The file is half as large, and what is loaded from it
             (always float32) differs by that rounding.
+
+    Raises:
+        ValueError: a weight is too large for float16.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     values = {
         "format_version": FORMAT_VERSION,
         "library_version": library_version,
@@ -212,12 +225,13 @@ def save(folder: Path, pretrained: Pretrained, library_version: str, *, half: bo
         "training": pretrained.training,
     }
     tensors = {
-        name: tensor.detach()
+        name: (_halved(name, tensor) if half and tensor.is_floating_point() else tensor)
+        .detach()
         .cpu()
-        .to(torch.float16 if half and tensor.is_floating_point() else tensor.dtype)
         .contiguous()
         for name, tensor in pretrained.model.state_dict().items()
     }
+    folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f".{SAFETENSORS_SINGLE_FILE}.partial"
     config = folder / f".{CONFIG_NAME}.partial"
     try:
@@ -229,3 +243,46 @@ def save(folder: Path, pretrained: Pretrained, library_version: str, *, half: bo
     finally:
         weights.unlink(missing_ok=True)
         config.unlink(missing_ok=True)
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    half = tensor.half()
+    if bool((half.isinf() & tensor.isfinite()).any()):
+        raise ValueError(
+            f"{name} has values up to {float(tensor.abs().max()):.3g}, float16 ends at "
+            f"{torch.finfo(torch.float16).max:.0f}: save without half=True"
+        )
+    return half
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    commit_message: str = "Push model using deflow_aug.",
+    **upload: Any,
+) -> str:
+    """Send what :func:`save` wrote, and the model card beside it, to the Hub.
+
+    Args:
+        folder: of which no other file is sent.
+        upload: ``branch``, and further arguments of ``huggingface_hub.HfApi.upload_folder``.
+
+    Returns:
+        The commit.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
+    upload.setdefault("allow_patterns", [CONFIG_NAME, SAFETENSORS_SINGLE_FILE, "README.md"])
+    for ours in ("config", "model_card_kwargs"):  # of the mixin's method, of no use here
+        upload.pop(ours, None)
+    commit: str = api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        commit_message=commit_message,
+        revision=upload.pop("branch", None),
+        **upload,
+    )
+    return commit

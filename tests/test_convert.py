@@ -151,6 +151,16 @@ def test_a_model_of_scale_2_needs_to_be_told(case: Case) -> None:
     assert config == replace(case.converted.config, scale=2)
 
 
+@pytest.mark.parametrize("case", ["x4"], indirect=True)
+def test_a_strange_upsampling_convolution_decides_nothing(case: Case) -> None:
+    """Unused as all of them are; by its number 2^99999999 would be the scale."""
+    strange = "RRDB.upconv99999999.weight"
+    published = {name: one for name, one in case.published.items() if "upconv2" not in name}
+    converted = convert_published({**published, strange: torch.ones(1)})
+    assert converted.config == case.converted.config
+    assert strange in converted.dropped
+
+
 # ---- small models, exported in the published naming
 
 
@@ -470,6 +480,18 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
             load_checkpoint(path)
     with pytest.raises(FileNotFoundError):
         load_checkpoint(tmp_path / "absent.pth")
+
+
+def test_a_file_whose_bytes_were_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.full((1000,), 0.25)}, path)
+    whole = path.read_bytes()
+    place = whole.index(np.full(10, 0.25, np.float32).tobytes()) + 400
+    path.write_bytes(whole[:place] + b"\x01" + whole[place + 1 :])
+    with pytest.raises(ConversionError, match=r"w\.pth is damaged: .*CRC-32"):
+        load_checkpoint(path)
+    path.write_bytes(whole)
+    assert torch.equal(load_checkpoint(path)["a"], torch.full((1000,), 0.25))
 
 
 # ---- RRDB weights

@@ -534,7 +534,7 @@ def test_not_in_the_cache(get: Callable[..., DeFlowDegrader]) -> None:
 
 
 SCRIPT = """
-import hashlib, sys, time
+import hashlib, pathlib, sys, time
 import numpy as np
 from deflow_aug import DeFlowDegrader
 from deflow_aug.hub import WeightsError
@@ -552,6 +552,14 @@ url = degrader.push_to_hub("someone/tiny", token="hf_secret", private=True)
 print(url)
 degrader.save_pretrained("tiny", push_to_hub=True, token="hf_secret", branch="second")
 show("someone/tiny")
+folder = pathlib.Path("own")
+folder.mkdir()
+(folder / "README.md").write_text("Mine.")
+(folder / "run.yaml").write_text("private: true")
+degrader.save_pretrained(
+    folder, half=True, repo_id="someone/own", push_to_hub=True, token="hf_secret",
+    commit_message="Halved.",
+)
 """
 OFFLINE = """
 show("someone/tiny")
@@ -591,7 +599,7 @@ def test_push_then_load_then_load_offline(folder: Path, tmp_path: Path) -> None:
     with HubServer() as server:
         lines = python(ONLINE, folder, home=tmp_path, HF_ENDPOINT=server.url)
         local, url, downloaded = lines
-        repository = server.repositories[REPO]
+        repository, own = server.repositories[REPO], server.repositories["someone/own"]
     assert local == downloaded
     assert repository.private
     assert server.authorization == {"Bearer hf_secret"}
@@ -599,6 +607,12 @@ def test_push_then_load_then_load_offline(folder: Path, tmp_path: Path) -> None:
     pushed = repository.commits[repository.branches["main"]]
     assert pushed == contents(folder)
     assert server.sent == {"config.json": 1, "model.safetensors": 1}
+    # What the folder holds of a model, not what saving it anew would give.
+    sent = own.commits[own.branches["main"]]
+    assert sorted(sent) == ["README.md", "config.json", "model.safetensors"]
+    assert sent == {name: (tmp_path / "own" / name).read_bytes() for name in sent}
+    assert sent["README.md"] == b"Mine."
+    assert len(sent["model.safetensors"]) < len(pushed["model.safetensors"])
     # "tiny", the folder's name, is the id where none is given.
     assert (
         repository.commits[repository.branches["second"]] == pushed == contents(tmp_path / "tiny")
@@ -624,6 +638,45 @@ def test_half_precision_halves_the_file_and_rounds(tmp_path: Path) -> None:
         assert loaded[name].dtype == tensor.dtype
         expected = tensor.half().float() if tensor.is_floating_point() else tensor
         assert torch.equal(loaded[name], expected), name
+
+
+def test_half_precision_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
+    degrader = DeFlowDegrader(small_model(0), device="cpu")
+    with torch.no_grad():
+        degrader.model.get_parameter("conditioning.trunk.conv_first.weight")[0] = 7e4
+    with pytest.raises(ValueError, match=r"conv_first\.weight has values up to 7e\+04, .*65504"):
+        degrader.save_pretrained(tmp_path / "half", half=True)
+    assert not (tmp_path / "half").exists()
+    degrader.save_pretrained(tmp_path / "full")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 10**9}, "tensors are too few for 1 levels of 1000000000 steps"),
+        ({"transition_steps": 10**9}, "too few"),
+        ({"encoder.blocks": 10**9}, "too few .* 1000000000 encoder.blocks"),
+        ({"levels": 10**9}, "levels must be at most 16, got 1000000000"),
+        ({"hidden": 10**10}, "no model has such a configuration"),
+        ({"encoder.channels": 2**62}, "no model has such a configuration"),
+    ],
+)
+def test_a_configuration_out_of_all_proportion_is_told_at_once(
+    settings: dict[str, int], message: str, folder: Path
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["levels"], config["model"]["split_levels"] = 1, []
+    for name, value in settings.items():
+        *inside, last = name.split(".")
+        part = config["model"]
+        for key in inside:
+            part = part[key]
+        part[last] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    began = time.monotonic()
+    with pytest.raises(WeightsError, match=message):
+        DeFlowDegrader.from_pretrained(folder, device="cpu")
+    assert time.monotonic() - began < 10
 
 
 def test_photographs_in_a_folder_of_that_name_do_not_hide_bundled_weights(
