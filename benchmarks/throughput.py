@@ -12,7 +12,8 @@ while they run: "needed" are those with every convolution of the features comput
 upsampled; "done" are fewer, since some convolutions are computed by Winograd's algorithm. The peak
 is that of a matrix product; where the same product takes less time as a convolution (MKL uses half
 of the width that AMD's cores with AVX-512 have, oneDNN all of it), so does the plain computation.
-How it is where both are as wide: ONEDNN_MAX_CPU_ISA=AVX2 before the command.
+How it is with AVX2 alone: ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+ATEN_CPU_CAPABILITY=avx2 before the command.
 
 On a GPU: images a second of batches, in float32 and with bfloat16 in the conditioning network,
 each as the library does it and recorded as a CUDA graph. The library itself uses neither CUDA

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from deflow_aug import recompute
 from deflow_aug import rrdb as rrdb_module
 from deflow_aug.flow import grid
+from deflow_aug.flow.products import by_convolution
 from deflow_aug.rrdb import RRDB, RRDBTrunk, through
 
 pytestmark = pytest.mark.usefixtures("products")
@@ -145,6 +146,22 @@ def test_small_blocks_take_the_convolutions(monkeypatch: pytest.MonkeyPatch) -> 
         result = rrdb(x)
         assert_close(result, rrdb.directly(x), rtol=0, atol=0)
         assert_close(torch.autograd.grad(result, leaves, draw), expected, rtol=0, atol=0)
+
+
+def test_narrow_blocks_take_tiles_where_matrix_products_are_at_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of which float64 always makes use; without gradients alone, which cost more there."""
+    monkeypatch.setattr(rrdb_module, "LEAST_GROWTH", 5)  # these have 4
+    monkeypatch.setattr(rrdb_module, "LEAST_GROWTH_BY_PRODUCTS", 4)
+    rrdb = block(torch.float32)
+    for dtype in (torch.float32, torch.float64):
+        x, own = torch.randn(1, 6, 9, 8, dtype=dtype), rrdb.to(dtype)
+        assert not rrdb_module._worth_tiles(x, 4)  # gradients are recorded
+        with torch.no_grad():
+            assert rrdb_module._worth_tiles(x, 4) != by_convolution(x)
+            assert not rrdb_module._worth_tiles(x, 3)
+            assert_close(own(x), own.directly(x), rtol=1e-4, atol=1e-4)
 
 
 def test_low_precision_takes_the_convolutions() -> None:
