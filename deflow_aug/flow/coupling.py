@@ -242,7 +242,8 @@ class AffineInjector(Invertible):
 
     def decode(self, z: Tensor, prepared: Any = None) -> Tensor:
         shift, scale = prepared
-        return (z + shift) * scale
+        shifted = z + shift
+        return shifted * scale if torch.is_grad_enabled() else shifted.mul_(scale)
 
 
 class AffineCoupling(Invertible):
@@ -273,4 +274,9 @@ class AffineCoupling(Invertible):
         a, b = z[:, : self.kept], z[:, self.kept :]
         net, response = prepared
         shift, scale = net(response, a)
-        return torch.cat([a, (b + shift) * scale], 1)
+        if torch.is_grad_enabled():
+            return torch.cat([a, (b + shift) * scale], 1)
+        # The same numbers in place, which takes half of the time.
+        x = z.clone()
+        x[:, self.kept :].add_(shift).mul_(scale)
+        return x
