@@ -165,6 +165,9 @@ class DeFlowDegrader(ModelHubMixin):
 
         Returns:
             The commit on the Hub if it was pushed.
+
+        Raises:
+            ValueError: ``half``, and a weight is too large for float16.
         """
         # In place of the mixin's method, which deletes the old config.json before it saves.
         folder = Path(save_directory)

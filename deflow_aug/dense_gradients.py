@@ -100,23 +100,23 @@ class _Joined:
         self.inputs = [channels + growth * i for i in range(CONVOLUTIONS)]
         # Nothing where a result does not see an input.
         self._taps = like.new_zeros(9, self.channels, self.channels)
-        # Of each map the results that see it.
+        sees = [*zip(self.rows, self.inputs, strict=True)]
+        # Of each map the results that see it, and its channels.
         seen = [*zip(self.rows, [channels] + [growth] * (CONVOLUTIONS - 1), strict=True)]
         self._whole: Tensor | None = None
+        self.back: list[Tensor]
+        """Of each map the kernels of the results that see it, [36, its channels, results]."""
         if by_convolution(like):
             # Which wants each kernel in memory of its own.
-            sees = zip(self.rows, self.inputs, strict=True)
             self._ahead = [like.new_empty(36, r.stop - r.start, inputs) for r, inputs in sees]
             self.back = [like.new_empty(36, width, rows.stop) for rows, width in seen if back]
         else:
             self._whole = whole = like.new_empty(36, self.channels, self.channels)
-            sees = zip(self.rows, self.inputs, strict=True)
             self._ahead = [whole[:, rows, :inputs] for rows, inputs in sees]
             self.back = [
                 whole[:, : rows.stop, end - width : end].mT
                 for (rows, width), end in zip(seen, self.inputs, strict=True)
             ]
-        """Of each map the kernels of the results that see it, [36, its channels, results]."""
 
     def transformed(self, parameters: Sequence[Tensor]) -> DenseKernels:
         """The kernels of these weights and biases, until others are transformed."""
