@@ -18,7 +18,7 @@ from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.layers import ActNorm, Conv1x1, FoldedMix, Squeeze
 from deflow_aug.flow.split import Split
 from deflow_aug.flow.step_gradients import FoldedStep, encode_with_gradients
-from deflow_aug.recompute import activations_kept, recomputed_whole, worthwhile
+from deflow_aug.recompute import recomputed_whole, worthwhile
 
 TOGETHER = 6
 """Flow steps whose responses get their gradients together, where memory counts."""
@@ -261,14 +261,16 @@ def _begin(level: nn.Module, features: FeatureMap) -> list[Any]:
     """For each flow step the responses to the features and :meth:`FlowStep.first_weights` of the
     kept channels; for other steps the features."""
     steps = _steps(level)
-    kept, kernels = [], []
+    kept, kernels, values = [], [], 0
     for step in steps:
         if isinstance(step, FlowStep):
             own, weights = step.first_weights()
             kept.append(own)
+            values += 2 * step.hidden * features.fine[:, 0].numel()
             kernels.append(FeatureKernel(partial(step.kernels, weights)))
     # Of the kernels of a call gradients are there at the same time: not of too many.
-    each = max(1, len(kernels)) if activations_kept() else TOGETHER
+    few = not worthwhile(values * features.fine.element_size())
+    each = max(1, len(kernels)) if few else TOGETHER
     calls = [kernels[start : start + each] for start in range(0, len(kernels), each)]
     responses = [one for call in calls for one in features.convolve_all(call)]
     given = iter([(*one, own) for one, own in zip(responses, kept, strict=True)])
