@@ -276,8 +276,6 @@ def push(
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
     upload.setdefault("allow_patterns", [CONFIG_NAME, SAFETENSORS_SINGLE_FILE, "README.md"])
-    for ours in ("config", "model_card_kwargs"):  # of the mixin's method, of no use here
-        upload.pop(ours, None)
     commit: str = api.upload_folder(
         repo_id=repo_id,
         folder_path=folder,

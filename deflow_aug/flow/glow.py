@@ -155,7 +155,7 @@ class Level(Chain):
         where its results are few, and it is not computed in tiles, of which all that is worth
         sharing is shared anyway."""
         flow_steps = [step for step in _steps(self) if isinstance(step, FlowStep)]
-        values = 2 * sum(step.hidden for step in flow_steps) * features.fine[:, 0].numel()
+        values = _responses(flow_steps, features)
         if features.in_tiles or torch.is_grad_enabled() or values > AT_ONCE:
             return super().prepare(features)
         kernel, folded = self.folded_once(
@@ -257,19 +257,24 @@ def _steps(chain: nn.Module) -> list[Invertible]:
     return [cast(Invertible, step) for step in cast(Chain, chain).layers]
 
 
+def _responses(steps: Sequence[Invertible], features: FeatureMap) -> int:
+    """How many values respond to the features, in coupling and injector of all flow steps."""
+    hidden = sum(step.hidden for step in steps if isinstance(step, FlowStep))
+    return 2 * hidden * features.fine[:, 0].numel()
+
+
 def _begin(level: nn.Module, features: FeatureMap) -> list[Any]:
     """For each flow step the responses to the features and :meth:`FlowStep.first_weights` of the
     kept channels; for other steps the features."""
     steps = _steps(level)
-    kept, kernels, values = [], [], 0
+    kept, kernels = [], []
     for step in steps:
         if isinstance(step, FlowStep):
             own, weights = step.first_weights()
             kept.append(own)
-            values += 2 * step.hidden * features.fine[:, 0].numel()
             kernels.append(FeatureKernel(partial(step.kernels, weights)))
     # Of the kernels of a call gradients are there at the same time: not of too many.
-    few = not worthwhile(values * features.fine.element_size())
+    few = not worthwhile(_responses(steps, features) * features.fine.element_size())
     each = max(1, len(kernels)) if few else TOGETHER
     calls = [kernels[start : start + each] for start in range(0, len(kernels), each)]
     responses = [one for call in calls for one in features.convolve_all(call)]
