@@ -227,14 +227,13 @@ class _DenseBackward:
     def __call__(self, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Of the input, and of the biases."""
         torch.mul(grad, RESIDUAL_SCALE, out=self._steps[-1].own)
-        biases = []
         for number in reversed(range(1, CONVOLUTIONS)):
-            step = self._steps[number]
-            biases.append(step.own.sum((0, 1, 2)))
             # Of the map that this convolution was the first to see, before its leaky ReLU.
-            _leaky_relu_backward(step(), self._maps.inner(number), self._steps[number - 1].own)
-        biases.append(self._steps[0].own.sum((0, 1, 2)))
-        return grad + self._steps[0](), biases[::-1]
+            step, before = self._steps[number], self._steps[number - 1]
+            _leaky_relu_backward(step(), self._maps.inner(number), before.own)
+        of_input = grad + self._steps[0]()
+        biases = transposed.of_bias(self._sums)
+        return of_input, [biases[rows] for rows in self._joined.rows]
 
     def of_weights(self) -> list[Tensor]:
         """Of convolutions, two at once where the inputs of one are nearly those of the other."""

@@ -129,7 +129,9 @@ class DeFlow(nn.Module):
             features: of ``x``, if they are at hand.
         """
         number = self.domain_numbers(domain, x)
-        latents, logdet = self.encode(x, self.features(x) if features is None else features)
+        if features is None:
+            features = self.features(x).for_one_pass()
+        latents, logdet = self.encode(x, features)
         with full_precision(x):
             return logdet + sum(
                 (s.log_prob(z, number) for s, z in zip(self.domain_shifts(), latents, strict=True)),
@@ -152,8 +154,10 @@ class DeFlow(nn.Module):
         number = self.domain_numbers(domain, degraded)
         if not bool(number.all()):
             raise ValueError(f"expected degraded domains, got {CLEAN!r} among {domain}")
-        z_clean, _ = self.encode(clean, features_clean or self.features(clean))
-        z_degraded, logdet = self.encode(degraded, features_degraded or self.features(degraded))
+        z_clean, _ = self.encode(clean, features_clean or self.features(clean).for_one_pass())
+        z_degraded, logdet = self.encode(
+            degraded, features_degraded or self.features(degraded).for_one_pass()
+        )
         with full_precision(clean):
             return logdet + sum(
                 (
@@ -183,7 +187,7 @@ class DeFlow(nn.Module):
                 the bin's centre stands for its mean over the bin.
             noise: standard normal draws for h(x).
         """
-        features, widths = self.features(x, noise), bin_widths(x, self.config)
+        features, widths = self.features(x, noise).for_one_pass(), bin_widths(x, self.config)
         dequantized = _dequantized(x, widths, dequantization)
         return _bits(self.log_prob(dequantized, domain, features), x, widths)
 
@@ -212,8 +216,8 @@ class DeFlow(nn.Module):
             _dequantized(degraded, widths, draws[0]),
             _dequantized(clean, bin_widths(clean, self.config), draws[1]),
             domain,
-            self.features(degraded, h_noise[0]),
-            self.features(clean, h_noise[1]),
+            self.features(degraded, h_noise[0]).for_one_pass(),
+            self.features(clean, h_noise[1]).for_one_pass(),
         )
         return _bits(log_probability, degraded, widths)
 

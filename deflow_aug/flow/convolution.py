@@ -192,23 +192,23 @@ class _Convolve(torch.autograd.Function):
         maps, groups = _grouped(ctx.saved_tensors, len(ctx.repeats), ctx.each)
         of_maps, rest = ctx.needs_input_grad[2:][: len(maps)], ctx.needs_input_grad[2:][len(maps) :]
         needed = [any(rest[start : start + ctx.each]) for start in range(0, len(rest), ctx.each)]
-        weights = [
+        folded = [
             _no_gradient(kernels) if any_needed else None
             for kernels, any_needed in zip(groups, needed, strict=True)
         ]
         count = len(groups[0].weights)
         by_group = [grads[first : first + count] for first in range(0, len(grads), count)]
         with full_precision(maps[0]):
-            images = _gradients(maps, ctx.repeats, groups, by_group, weights, any(of_maps))
+            images = _gradients(maps, ctx.repeats, groups, by_group, folded, any(of_maps))
         others: list[Tensor | None] = []
-        for kernels, own, gradient in zip(groups, by_group, weights, strict=True):
-            if gradient is None:
+        for kernels, gradients in zip(groups, folded, strict=True):
+            if gradients is None:
                 others += [None] * ctx.each
             else:
-                each = gradient.chunk(count)
+                each = gradients[0].chunk(count)
                 scaled = [g * w for g, w in zip(each, kernels.weights, strict=True)]
                 others.append(torch.cat([one.sum((1, 2, 3)) for one in scaled]))
-                others.append(torch.cat([one.sum((0, 2, 3)) for one in own]))
+                others.append(gradients[1])
                 scales = kernels.scale[:, None, None, None].chunk(count)
                 # Each in memory of its own: parameters keep their gradient as it is given.
                 others += [
@@ -222,14 +222,14 @@ def _gradients(
     repeats: tuple[int, ...],
     groups: Sequence[Kernels],
     grads: Sequence[Sequence[Tensor]],
-    of_weights: Sequence[Tensor | None],
+    of_folded: Sequence[tuple[Tensor, Tensor] | None],
     of_maps: bool,
 ) -> list[Tensor | None]:
-    """Of the maps, if that is needed; what the folded weights get is added to theirs.
+    """Of the maps, if that is needed; what the folded weights and biases get is added to theirs.
 
     Args:
         grads: of the results of each group.
-        of_weights: of each group [O, C, 3, 3], or None.
+        of_folded: of each group [O, C, 3, 3] and [O], or None.
     """
     pixels = [x.movedim(1, -1) for x in maps]
     grid, channels = Grid.over(pixels[0], repeats[0]), _channels(maps)
@@ -239,11 +239,13 @@ def _gradients(
         sizes = [part.shape[1] for part in parts]
         totals: list[Tensor] = []
         memory: list[Tensor] = []
-        for kernels, group, weight in zip(groups, grads, of_weights, strict=True):
+        for kernels, group, folded in zip(groups, grads, of_folded, strict=True):
             own = [region.own(grad.movedim(1, -1)) for grad in group]
             sums = transposed.results(own, grid.of(region), sizes)
-            if weight is not None:
+            if folded is not None:
+                weight, bias = folded
                 _add_products(weight, sums, parts, winograd.parts_of(repeats))
+                bias += transposed.of_bias(sums[0])
             if of_maps:
                 back = _transformed(kernels.taps(), channels, repeats, back=True, memory=memory)
                 _add_through(totals, sums, back)
@@ -254,16 +256,17 @@ def _gradients(
     return [one.movedim(-1, 1) for one in results] or [None] * len(maps)
 
 
-def _no_gradient(kernels: Kernels) -> Tensor:
-    """Zeros like the folded weight."""
+def _no_gradient(kernels: Kernels) -> tuple[Tensor, Tensor]:
+    """Zeros like the folded weight and bias."""
     outputs, *others = kernels.weights[0].shape
     shape = len(kernels.weights) * outputs, *others
-    return torch.empty(
+    weight = torch.empty(
         shape,
         dtype=kernels.scale.dtype,
         device=kernels.scale.device,
         memory_format=torch.channels_last,
-    ).zero_()
+    )
+    return weight.zero_(), torch.zeros_like(kernels.bias)
 
 
 def _add_products(

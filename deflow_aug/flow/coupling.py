@@ -146,6 +146,11 @@ class AffineNet(nn.Module):
 Settle = Callable[[Tensor], Tensor]
 
 
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+NOT_SETTLED: tuple[Settle, Settle] = (_as_it_is, _as_it_is)
 NOT_PACKED = (None, None, None)
 
 
@@ -194,9 +199,14 @@ class FoldedNet:
         first = response
         if self.first is not None and kept is not None:
             first = _convolve(kept, self.first, None, self.packed[0]).add_(first)
-        settle_first, settle_second = self.settle or (_as_it_is, _as_it_is)
-        first = F.relu(settle_first(first), inplace=kept is not None)
-        return first, F.relu_(settle_second(_convolve(first, *self.second, self.packed[1])))
+        settle, _ = self.settle or NOT_SETTLED
+        first = F.relu(settle(first), inplace=kept is not None)
+        return first, self.second_hidden(first)
+
+    def second_hidden(self, first: Tensor) -> Tensor:
+        """The second hidden map, of the first one."""
+        _, settle = self.settle or NOT_SETTLED
+        return F.relu_(settle(_convolve(first, *self.second, self.packed[1])))
 
     def predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Shift and scale, of the second hidden map."""
@@ -212,10 +222,6 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Prepacked 
     if packed is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return F.conv2d(x, weight, bias, padding=weight.shape[2] // 2)
     return packed.convolve(x, bias)
-
-
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
 
 
 def affine(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,11 +38,17 @@ class Prepared:
         later: whether it is the latter, of which each step prepares what it needs whenever it
             needs it.
         hidden: bytes, where it is these, of all the hidden maps that follow from them.
+        once: whether a pass lets go of each part as soon as it is used.
     """
 
     steps: list[list[Any]]
     later: bool
     hidden: int = 0
+    once: bool = False
+
+    def for_one_pass(self) -> Prepared:
+        """The same for a single pass, which takes less memory and leaves nothing to another."""
+        return replace(self, once=True)
 
 
 class MixingStep(Chain):
@@ -232,9 +238,11 @@ class ConditionalGlow(nn.Module):
         for level, (chain, own) in enumerate(
             zip(self.levels, prepared.steps, strict=True), start=1
         ):
-            for step, given in zip(_steps(chain), own, strict=True):
-                x, logdet = _encode(step, x, given, prepared)
+            for number, step in enumerate(_steps(chain)):
+                x, logdet = _encode(step, x, own[number], prepared)
                 total = total + logdet
+                if prepared.once:
+                    own[number] = None
             if str(level) in self.splits:
                 x, latent, logdet = cast(Split, self.splits[str(level)]).encode(x)
                 latents.append(latent)

@@ -1,9 +1,9 @@
 """A step of the flow, encoded with gradients that are computed by hand.
 
-Kept are the step's input, what the coupling changed, and both scales. The hidden maps, which are
-several times as large, are computed again from the responses to the features; the last
-convolutions, which take most of the time, are not: gradients need the scales alone of what they
-predict. With z = x / scale - shift and log|det| = -sum(log(scale)),
+Kept are the step's input, what the coupling changed, both scales, and of both networks the first
+hidden map, in place of the response to the features, which is as large. The second one is computed
+again; the last convolutions, which take most of the time, are not: gradients need the scales alone
+of what they predict. With z = x / scale - shift and log|det| = -sum(log(scale)),
 
     d/dx = g / scale,   d/dshift = -g,   d/dscale = -(g / scale * x + l) / scale
 
@@ -25,10 +25,6 @@ from deflow_aug.devices import full_precision
 from deflow_aug.flow.base import pixels
 from deflow_aug.flow.coupling import SCALE_EPS, FoldedNet, affine
 from deflow_aug.flow.layers import FoldedMix, mix
-
-Maps = tuple[Tensor, Tensor]
-"""A network's two hidden maps, [B, hidden, H, W]."""
-
 
 @dataclass(frozen=True)
 class FoldedStep:
@@ -58,7 +54,7 @@ def encode_with_gradients(
 
     Args:
         responses: to the features, in the first layers of coupling and injector.
-        keep: the hidden maps as well, instead of computing them again.
+        keep: the second hidden maps as well, instead of computing them again.
     """
     z, logdet = _Encode.apply(step, keep, x, *responses, *step.tensors())  # type: ignore[no-untyped-call]
     return z, logdet
@@ -84,10 +80,10 @@ class _Encode(torch.autograd.Function):
         others = step.injector.hidden(of_injector)
         shift, scale = step.injector.predict(others[1])
         z, outer = affine(torch.cat([a, changed], 1), shift, scale)
-        hidden = (*maps, *others) if keep else ()
+        first, second = zip(maps, others, strict=True)
         ctx.count = len(folded)
         ctx.save_for_backward(
-            *folded, x, of_coupling, of_injector, changed, inner_scale, scale, *hidden
+            *folded, x, changed, inner_scale, scale, *first, *(second if keep else ())
         )
         return z, total + inner + outer
 
@@ -99,7 +95,7 @@ class _Encode(torch.autograd.Function):
         weight, bias, _, first, *others = saved[: ctx.count]
         coupling = FoldedNet(first, (others[0], others[1]), (others[2], others[3]))
         injector = FoldedNet(None, (others[4], others[5]), (others[6], others[7]))
-        x, of_coupling, of_injector, changed, inner_scale, scale, *hidden = saved[ctx.count :]
+        x, changed, inner_scale, scale, *hidden = saved[ctx.count :]
         with full_precision(x):
             mixed = mix(x, weight, bias)
             kept = mixed.shape[1] - changed.shape[1]
@@ -107,12 +103,10 @@ class _Encode(torch.autograd.Function):
             both = torch.cat([a, changed], 1)
             inner, raw = _through_affine(grad, of_logdet, both, scale)
             del both
-            maps = (hidden[2], hidden[3]) if hidden else injector.hidden(of_injector)
-            of_injector, outer = _through_net(injector, maps, raw)
+            of_injector, outer = _through_net(injector, hidden[1::2], raw)
             of_a, of_changed = inner[:, :kept], inner[:, kept:]
             of_b, raw = _through_affine(of_changed, of_logdet, b, inner_scale)
-            maps = (hidden[0], hidden[1]) if hidden else coupling.hidden(of_coupling, a)
-            of_coupling, own = _through_net(coupling, maps, raw)
+            of_coupling, own = _through_net(coupling, hidden[0::2], raw)
             through, of_first = _convolution_backward(of_coupling, a, first)
             of_mixed = torch.cat([of_a + through, of_b], 1)
             of_x, of_mix = _through_mix(weight, x, of_mixed, of_logdet)
@@ -132,13 +126,16 @@ def _through_affine(
     return of_x, torch.cat([grad.neg(), raw], 1)
 
 
-def _through_net(net: FoldedNet, maps: Maps, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _through_net(
+    net: FoldedNet, hidden: Sequence[Tensor], grad: Tensor
+) -> tuple[Tensor, list[Tensor]]:
     """Gradients of the first hidden map before its ReLU, and of second and last convolution.
 
     Args:
+        hidden: the first map, and the second one if that was kept.
         grad: of what the network predicts.
     """
-    first, second = maps
+    first, second = hidden if len(hidden) == 2 else (hidden[0], net.second_hidden(hidden[0]))
     weight, _ = net.last
     of_hidden, of_weight = _convolution_backward(grad, second, weight)
     last = [of_weight, grad.sum((0, 2, 3))]

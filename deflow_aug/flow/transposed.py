@@ -114,6 +114,14 @@ def multiply_kernel(grads: Tensor, tiles: Tensor) -> Tensor:
     return torch.bmm(grads.permute(1, 2, 0), tiles.transpose(0, 1))
 
 
+def of_bias(grads: Tensor) -> Tensor:
+    """What is added to all results gets the sum of their gradients: [tiles, products, O] -> [O].
+
+    One of the transformed gradients, among the first ones, is that sum over a tile.
+    """
+    return grads[:, toom_cook.ALL_ONES].sum(0)
+
+
 def results(grads: Sequence[Tensor], grid: Grid, counts: Sequence[int]) -> list[Tensor]:
     """Of :func:`winograd.results`, of maps [B, H, W, O] side by side.
 
