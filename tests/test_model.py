@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -82,6 +83,27 @@ def shift_gradients(shift_init: float) -> list[Tensor]:
     gradients = [shift.factor.grad for shift in model.domain_shifts()]
     assert all(gradient is not None for gradient in gradients)
     return gradients
+
+
+def test_a_single_pass_lets_go_of_what_the_features_gave_it() -> None:
+    """Step by step: its backward pass needs other maps, which are as large."""
+    model = make_model()
+    x = draw_images(2).requires_grad_()
+    prepared = model.features(x)
+    given = [given for level in prepared.steps for given in level if isinstance(given, tuple)]
+    responses = [weakref.ref(response) for *both, _ in given for response in both]
+    assert len(responses) == 4
+    del given
+    expected = model.encode(x, prepared)
+    assert all(response() is not None for response in responses)
+    latents, logdet = model.encode(x, prepared.for_one_pass())
+    assert all(response() is None for response in responses)
+    assert_close((latents, logdet), expected, rtol=0, atol=0)
+    loss, other = (
+        sum(z.square().sum() for z in zs) + ld.sum() for zs, ld in (expected, (latents, logdet))
+    )
+    wanted = torch.autograd.grad(loss, x, retain_graph=True)
+    assert_close(torch.autograd.grad(other, x), wanted, rtol=0, atol=0)
 
 
 def test_m_trains_from_its_default_start() -> None:

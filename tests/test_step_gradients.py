@@ -30,7 +30,7 @@ def a_step(channels: int) -> tuple[FlowStep, list[Tensor]]:
 
 def encoded(step: FlowStep, inputs: list[Tensor], keep: bool) -> tuple[Tensor, Tensor]:
     x, *responses = inputs
-    return encode_with_gradients(step.fold(), x, responses, keep)
+    return encode_with_gradients(step.scaled(), x, responses, keep)
 
 
 @pytest.mark.parametrize("keep", [False, True])

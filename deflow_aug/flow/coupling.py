@@ -7,7 +7,7 @@ number of samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from deflow_aug.flow.convolution import Kernels
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.layers import ChannelAffine
 from deflow_aug.flow.prepacked import Prepacked, can_prepack
+from deflow_aug.flow.scaled import Scaled
 
 SCALE_EPS = 1e-3
 """Added to every predicted scale, which thus lies in (0.001, 1.001)."""
@@ -38,15 +39,9 @@ class ConvActNorm(nn.Module):
         nn.init.uniform_(self.conv.weight, -WEIGHT_INIT, WEIGHT_INIT)
         self.norm = ChannelAffine(outputs)
 
-    def folded(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that both are.
-
-        Args:
-            weight: the convolution's, of some of the inputs; without it of all.
-        """
-        scale = self.norm.logs.exp()
-        weight = self.conv.weight if weight is None else weight
-        return weight * scale[:, None, None, None], self.norm.bias * scale
+    def scaled(self) -> Scaled:
+        """Both, to be folded into one convolution."""
+        return Scaled(self.conv.weight, self.norm.logs, self.norm.bias)
 
     def settle(self, x: Tensor) -> Tensor:
         """Initialise the actnorm where that is due, from what it is about to be added to.
@@ -67,19 +62,13 @@ class ConvZeros(nn.Module):
         nn.init.zeros_(self.conv.bias)
         self.logs = nn.Parameter(torch.zeros(outputs))
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that both are, the even outputs first.
-
-        Sorted before the convolution, each half is one block of the result.
-        """
-        scale = torch.exp(3 * self.logs)
-        assert self.conv.bias is not None
-        weight, bias = self.conv.weight * scale[:, None, None, None], self.conv.bias * scale
-        return torch.cat([weight[0::2], weight[1::2]]), torch.cat([bias[0::2], bias[1::2]])
+    def scaled(self) -> Scaled:
+        """Both, to be folded into one convolution."""
+        return Scaled(self.conv.weight, self.logs, self.conv.bias, times=3, evens_first=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The even and the odd output channels."""
-        even, odd = F.conv2d(x, *self.folded(), padding=1).chunk(2, 1)
+        even, odd = F.conv2d(x, *self.scaled().folded(), padding=1).chunk(2, 1)
         return even, odd
 
 
@@ -126,8 +115,12 @@ class AffineNet(nn.Module):
         (response,) = features.convolve(FeatureKernel(self.feature_kernel))
         return response
 
-    def fold(self, kept: Tensor | None = None) -> FoldedNet:
-        """Its layers as convolutions.
+    def fold(self) -> FoldedNet:
+        """Its layers as convolutions."""
+        return self.scaled().folded((self.first.settle, self.second.settle))
+
+    def scaled(self, kept: Tensor | None = None) -> ScaledNet:
+        """Its layers, to be folded.
 
         Args:
             kept: of :meth:`first_weights` the kept channels', if that is known.
@@ -135,12 +128,8 @@ class AffineNet(nn.Module):
         first = None
         if self.kept:
             kept = self.first_weights()[0] if kept is None else kept
-            first, _ = self.first.folded(kept)
-        weight, bias = self.last.folded()
-        shift_bias, raw_bias = bias.chunk(2)
-        last = weight, torch.cat([shift_bias, raw_bias + 2])
-        settle = self.first.settle, self.second.settle
-        return FoldedNet(first, self.second.folded(), last, settle)
+            first = Scaled(kept, self.first.norm.logs)
+        return ScaledNet(first, self.second.scaled(), self.last.scaled())
 
 
 Settle = Callable[[Tensor], Tensor]
@@ -152,6 +141,56 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 NOT_SETTLED: tuple[Settle, Settle] = (_as_it_is, _as_it_is)
 NOT_PACKED = (None, None, None)
+
+
+@dataclass(frozen=True)
+class ScaledNet:
+    """An :class:`AffineNet` before its layers are folded.
+
+    Args:
+        first: of the kept channels; None if there are none.
+    """
+
+    first: Scaled | None
+    second: Scaled
+    last: Scaled
+
+    def tensors(self) -> list[Tensor]:
+        """All that gradients are computed of."""
+        return [tensor for layer in self._layers() for tensor in layer.tensors()]
+
+    def of(self, tensors: Iterator[Tensor]) -> ScaledNet:
+        """The same of other :meth:`tensors`, as many of which are taken."""
+        first = None if self.first is None else self.first.of(tensors)
+        return ScaledNet(first, self.second.of(tensors), self.last.of(tensors))
+
+    def folded(self, settle: tuple[Settle, Settle] | None = None) -> FoldedNet:
+        """Its layers as convolutions.
+
+        Args:
+            settle: see :class:`FoldedNet`.
+        """
+        first = None if self.first is None else self.first.folded_weight()
+        weight, bias = self.last.folded()
+        shift, raw = bias.chunk(2)
+        last = weight, torch.cat([shift, raw + 2])
+        return FoldedNet(first, self.second.folded(), last, settle)
+
+    def gradients(
+        self,
+        of_first: Tensor | None,
+        of_second: tuple[Tensor, Tensor],
+        of_last: tuple[Tensor, Tensor],
+    ) -> list[Tensor]:
+        """Of :meth:`tensors`, where those of :meth:`folded` are these: of the first layer's weight,
+        and of the others' weight and bias."""
+        of_both = [*self.second.gradients(*of_second), *self.last.gradients(*of_last)]
+        if self.first is None or of_first is None:
+            return of_both
+        return [*self.first.gradients(of_first), *of_both]
+
+    def _layers(self) -> list[Scaled]:
+        return [layer for layer in (self.first, self.second, self.last) if layer is not None]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from deflow_aug.flow.coupling import AffineCoupling, AffineInjector
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.layers import ActNorm, Conv1x1, FoldedMix, Squeeze
 from deflow_aug.flow.split import Split
-from deflow_aug.flow.step_gradients import FoldedStep, encode_with_gradients
+from deflow_aug.flow.step_gradients import FoldedStep, ScaledStep, encode_with_gradients
 from deflow_aug.recompute import recomputed_whole, worthwhile
 
 TOGETHER = 6
@@ -123,14 +123,19 @@ class FlowStep(MixingStep):
             injector.prepare_response(of_injector, folded.injector),
         ]
 
-    def fold(self, kept: Tensor | None = None) -> FoldedStep:
-        """What its layers are computed as.
+    def fold(self) -> FoldedStep:
+        """What its layers are computed as."""
+        coupling, injector = (layer.net for layer in self._conditional())
+        return FoldedStep(self.mix(), coupling.fold(), injector.fold())
+
+    def scaled(self, kept: Tensor | None = None) -> ScaledStep:
+        """What its layers are computed as with gradients.
 
         Args:
             kept: the coupling's own of :meth:`first_weights`, if that is known.
         """
         coupling, injector = (layer.net for layer in self._conditional())
-        return FoldedStep(self.mix(), coupling.fold(kept), injector.fold())
+        return ScaledStep(self.mix(), coupling.scaled(kept), injector.scaled())
 
     def first_weights(self) -> tuple[Tensor, list[Tensor]]:
         """Of the coupling's first layer the kept channels' weight, and the features' of both."""
@@ -298,8 +303,8 @@ def _encode(step: Invertible, x: Tensor, given: Any, prepared: Prepared) -> tupl
     *responses, kept = given
     if step.initializing:  # which what is folded knows nothing of
         return step.encode(x, step.prepare_responses(step.fold(), responses))
-    folded, keep = step.fold(kept), not worthwhile(prepared.hidden)
-    return encode_with_gradients(folded, x, responses, keep)
+    keep = not worthwhile(prepared.hidden)
+    return encode_with_gradients(step.scaled(kept), x, responses, keep)
 
 
 def _decode(step: Invertible, z: Tensor, given: Any, prepared: Prepared) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,8 +24,12 @@ from torch.autograd.function import once_differentiable
 
 from deflow_aug.devices import full_precision
 from deflow_aug.flow.base import pixels
-from deflow_aug.flow.coupling import SCALE_EPS, FoldedNet, affine
+from deflow_aug.flow.coupling import SCALE_EPS, FoldedNet, ScaledNet, affine
 from deflow_aug.flow.layers import FoldedMix, mix
+
+Folded = tuple[Tensor, Tensor]
+"""Weight and bias of a convolution."""
+
 
 @dataclass(frozen=True)
 class FoldedStep:
@@ -39,16 +44,23 @@ class FoldedStep:
         nets = (net.prepacked(like) for net in (self.coupling, self.injector))
         return FoldedStep(self.mix, *nets)
 
+
+@dataclass(frozen=True)
+class ScaledStep:
+    """A step whose networks are not folded yet."""
+
+    mix: FoldedMix
+    coupling: ScaledNet
+    injector: ScaledNet
+
     def tensors(self) -> list[Tensor]:
-        """All that gradients go through to the parameters."""
-        coupling, injector = self.coupling, self.injector
-        assert coupling.first is not None
-        own = [self.mix.weight, self.mix.bias, self.mix.logdet, coupling.first]
-        return [*own, *coupling.second, *coupling.last, *injector.second, *injector.last]
+        """All that gradients are computed of."""
+        own = [self.mix.weight, self.mix.bias, self.mix.logdet]
+        return [*own, *self.coupling.tensors(), *self.injector.tensors()]
 
 
 def encode_with_gradients(
-    step: FoldedStep, x: Tensor, responses: Sequence[Tensor], keep: bool = False
+    step: ScaledStep, x: Tensor, responses: Sequence[Tensor], keep: bool = False
 ) -> tuple[Tensor, Tensor]:
     """z and log|det| of a step. Gradients of the gradients are refused.
 
@@ -64,53 +76,55 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        step: FoldedStep,
+        step: ScaledStep,
         keep: bool,
         x: Tensor,
         of_coupling: Tensor,
         of_injector: Tensor,
-        *folded: Tensor,
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         mixed, total = step.mix.encode(x)
         kept = mixed.shape[1] // 2
         a, b = mixed[:, :kept], mixed[:, kept:]
-        maps = step.coupling.hidden(of_coupling, a)
-        shift, inner_scale = step.coupling.predict(maps[1])
+        coupling, injector = step.coupling.folded(), step.injector.folded()
+        maps = coupling.hidden(of_coupling, a)
+        shift, inner_scale = coupling.predict(maps[1])
         changed, inner = affine(b, shift, inner_scale)
-        others = step.injector.hidden(of_injector)
-        shift, scale = step.injector.predict(others[1])
+        others = injector.hidden(of_injector)
+        shift, scale = injector.predict(others[1])
         z, outer = affine(torch.cat([a, changed], 1), shift, scale)
         first, second = zip(maps, others, strict=True)
-        ctx.count = len(folded)
+        ctx.nets = step.coupling, step.injector
         ctx.save_for_backward(
-            *folded, x, changed, inner_scale, scale, *first, *(second if keep else ())
+            *tensors, x, changed, inner_scale, scale, *first, *(second if keep else ())
         )
         return z, total + inner + outer
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, of_logdet: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        # As FoldedStep.tensors() has them.
-        weight, bias, _, first, *others = saved[: ctx.count]
-        coupling = FoldedNet(first, (others[0], others[1]), (others[2], others[3]))
-        injector = FoldedNet(None, (others[4], others[5]), (others[6], others[7]))
-        x, changed, inner_scale, scale, *hidden = saved[ctx.count :]
+        saved = iter(ctx.saved_tensors)
+        weight, bias, _ = islice(saved, 3)  # as ScaledStep.tensors() has them
+        scaled = [net.of(saved) for net in ctx.nets]
+        x, changed, inner_scale, scale, *hidden = saved
         with full_precision(x):
+            coupling, injector = (net.folded() for net in scaled)
             mixed = mix(x, weight, bias)
             kept = mixed.shape[1] - changed.shape[1]
             a, b = mixed[:, :kept], mixed[:, kept:]
             both = torch.cat([a, changed], 1)
             inner, raw = _through_affine(grad, of_logdet, both, scale)
             del both
-            of_injector, outer = _through_net(injector, hidden[1::2], raw)
+            of_injector, *of_second_and_last = _through_net(injector, hidden[1::2], raw)
+            outer = scaled[1].gradients(None, *of_second_and_last)
             of_a, of_changed = inner[:, :kept], inner[:, kept:]
             of_b, raw = _through_affine(of_changed, of_logdet, b, inner_scale)
-            of_coupling, own = _through_net(coupling, hidden[0::2], raw)
-            through, of_first = _convolution_backward(of_coupling, a, first)
+            of_coupling, *of_second_and_last = _through_net(coupling, hidden[0::2], raw)
+            through, of_first = _convolution_backward(of_coupling, a, coupling.first)
+            own = scaled[0].gradients(of_first, *of_second_and_last)
             of_mixed = torch.cat([of_a + through, of_b], 1)
             of_x, of_mix = _through_mix(weight, x, of_mixed, of_logdet)
-        return (None, None, of_x, of_coupling, of_injector, *of_mix, of_first, *own, *outer)
+        return (None, None, of_x, of_coupling, of_injector, *of_mix, *own, *outer)
 
 
 def _through_affine(
@@ -128,7 +142,7 @@ def _through_affine(
 
 def _through_net(
     net: FoldedNet, hidden: Sequence[Tensor], grad: Tensor
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, Folded, Folded]:
     """Gradients of the first hidden map before its ReLU, and of second and last convolution.
 
     Args:
@@ -138,12 +152,12 @@ def _through_net(
     first, second = hidden if len(hidden) == 2 else (hidden[0], net.second_hidden(hidden[0]))
     weight, _ = net.last
     of_hidden, of_weight = _convolution_backward(grad, second, weight)
-    last = [of_weight, grad.sum((0, 2, 3))]
+    of_last = of_weight, grad.sum((0, 2, 3))
     of_hidden = _relu_backward(of_hidden, second)
     weight, _ = net.second
-    own = [_of_products(of_hidden, first)[:, :, None, None], of_hidden.sum((0, 2, 3))]
+    of_second = _of_products(of_hidden, first)[:, :, None, None], of_hidden.sum((0, 2, 3))
     of_hidden = F.conv2d(of_hidden, weight.transpose(0, 1))
-    return _relu_backward(of_hidden, first), [*own, *last]
+    return _relu_backward(of_hidden, first), of_second, of_last
 
 
 def _through_mix(
