@@ -210,6 +210,25 @@ def test_domains_that_cannot_be_fitted(images: Any, message: str) -> None:
         fit_shifts(small_model(), images)
 
 
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (torch.zeros(2, 3, 3, 64), r"at least 4, got \[2, 3, 3, 64\]"),
+        (torch.zeros(64, 64), r"expected images of shape .* got \[64, 64\]"),
+        (torch.zeros(1, 1, 64, 64), r"got \[1, 1, 64, 64\]"),
+        (torch.zeros(0, 3, 64, 64), r"got \[0, 3, 64, 64\]"),
+        (torch.zeros(3, 64, 64, dtype=torch.int32), "uint8, or floats .* got torch.int32"),
+        (torch.full((3, 64, 64), math.nan), "NaN or infinite"),
+    ],
+)
+def test_images_that_cannot_be_fitted_to_are_named(batch: Tensor, message: str) -> None:
+    model = small_model()
+    assert model.config.size_multiple == 4
+    images = {"degraded": [torch.rand(3, 64, 64), batch]}
+    with pytest.raises(ValueError, match=f"^batch 1 of the domain degraded: .*{message}"):
+        fit_shifts(model, images)
+
+
 # --- a new domain
 
 

@@ -31,7 +31,8 @@ def fit_shifts(
         The number of images of each domain.
 
     Raises:
-        ValueError: for unknown domains, or one without images.
+        ValueError: for unknown domains, one without images, and images that are too small, of
+            another shape or type, or not finite.
     """
     known = (CLEAN, *model.config.domains)
     if unknown := sorted(set(images) - set(known)):
@@ -40,8 +41,7 @@ def fit_shifts(
     for name, batches in images.items():
         total: list[Moments] = []
         for number, batch in enumerate(batches):
-            x = batch if batch.ndim == 4 else batch[None]
-            x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+            x = _checked(batch, model.config.size_multiple, f"batch {number} of the domain {name}")
             key = (seed, Stream.FIT, known.index(name), number)
             new = latent_moments(model, x, name, *key)
             total = [a + b for a, b in zip(total, new, strict=True)] if total else new
@@ -60,3 +60,20 @@ def fit_shifts(
             )
             shift.assign(known.index(name), *fitted)
     return counts
+
+
+def _checked(batch: Tensor, least: int, name: str) -> Tensor:
+    """Images as floats in [0, 1], [B, 3, H, W], that are no smaller than ``least``."""
+    x = batch[None] if batch.ndim == 3 else batch
+    if x.ndim != 4 or x.shape[1] != 3 or not len(x) or min(x.shape[2:]) < least:
+        raise ValueError(
+            f"{name}: expected images of shape [3, H, W] or [B, 3, H, W], H and W at least "
+            f"{least}, got {list(batch.shape)}"
+        )
+    if x.dtype == torch.uint8:
+        return x.float() / 255
+    if not x.is_floating_point():
+        raise ValueError(f"{name}: expected uint8, or floats in [0, 1], got {x.dtype}")
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{name}: some values are NaN or infinite; leave these images out")
+    return x.float()
