@@ -106,6 +106,35 @@ def test_a_single_pass_lets_go_of_what_the_features_gave_it() -> None:
     assert_close(torch.autograd.grad(other, x), wanted, rtol=0, atol=0)
 
 
+def test_features_for_one_pass_serve_one() -> None:
+    model, x = make_model(), draw_images(2)
+    for mode in (torch.enable_grad, torch.no_grad):
+        with mode():
+            prepared = model.features(x)
+            latents, _ = model.encode(x, prepared.for_one_pass())
+            with pytest.raises(RuntimeError, match="were for one pass"):
+                model.encode(x, prepared)
+            with pytest.raises(RuntimeError, match="were for one pass"):
+                model.decode(latents, prepared)
+
+
+def test_gradients_of_several_passes_of_the_same_features() -> None:
+    """Two encodings and a decoding, against those of features of their own."""
+    model = make_model()
+    x, other = draw_images(2).requires_grad_(), draw_images(2)
+    wanted = [x, *(p for name, p in model.named_parameters() if not name.startswith("shifts."))]
+
+    def loss(shared: bool) -> Tensor:
+        prepared = model.features(x)
+        own = (lambda: prepared) if shared else (lambda: model.features(x))
+        (latents, logdet), (others, _) = model.encode(x, own()), model.encode(other, own())
+        decoded = model.decode([a + 0.1 * b for a, b in zip(latents, others, strict=True)], own())
+        return decoded.square().sum() + logdet.sum()
+
+    expected = torch.autograd.grad(loss(shared=False), wanted)
+    assert_close(torch.autograd.grad(loss(shared=True), wanted), expected, rtol=1e-9, atol=1e-9)
+
+
 def test_m_trains_from_its_default_start() -> None:
     assert all(gradient.diagonal().all() for gradient in shift_gradients(TINY.shift_init))
 

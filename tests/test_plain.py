@@ -198,8 +198,8 @@ def test_backward_keeps_little_more_than_one_step(
 ) -> None:
     """Eight times the flow steps and blocks must not need eight times the memory.
 
-    Kept of a step are its input, the features' responses and the scales, of a block its input; if
-    they are so small that nobody misses the memory, or if that is asked for, all.
+    Kept of a step are its input, the scales and the first hidden maps, of a block its input; if
+    they are so small that nobody misses the memory, or if that is asked for, more.
     """
     keeping = kept_from(least_saved, monkeypatch)
 
@@ -225,15 +225,15 @@ def test_backward_keeps_little_more_than_one_step(
         kept(nll, steps=8, blocks=8) - kept(nll, steps=1, blocks=1)
         for nll in (DeFlow.nll, plain.nll)
     )
-    # At 32 x 32 the input's 12 channels, those that the coupling changes, both scales and both
-    # responses; at the size of h(x) the input's 16.
-    step, block = 32**2 * (12 + 6 + 18 + 2 * 16), (64 // small_model().config.scale) ** 2 * 16
+    # At 32 x 32 the input's 12 channels, those that the coupling changes, both scales and the first
+    # hidden maps, or both of each network; at the size of h(x) the input's 16.
+    maps = 2 if least_saved == 0 else 4
+    step, block = 32**2 * (12 + 6 + 18 + maps * 16), (64 // small_model().config.scale) ** 2 * 16
     least = 7 * 4 * (step + block)
-    assert least < 0.2 * plain_growth
+    assert least < 0.3 * plain_growth
+    assert growth >= least
     if least_saved == 0:
-        assert least <= growth < 1.2 * least  # and what the parameters are folded to
-    else:
-        assert growth > 1.4 * least
+        assert growth < 1.1 * least  # and matrices of the 1x1 convolutions
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -110,11 +110,11 @@ def test_gradients_do_not_depend_on_regions(
     torch.manual_seed(0)
     fine = torch.randn(3, 3, 16, 24).double().requires_grad_()
     coarse = torch.randn(3, 2, 16 // repeats, 24 // repeats).double().requires_grad_()
-    weight, bias = torch.randn(4, 5, 3, 3).double().requires_grad_(), torch.zeros(4).double()
+    weight, bias = (torch.randn(shape).double().requires_grad_() for shape in ((4, 5, 3, 3), (4,)))
     map_, grad = FeatureMap(fine, coarse, repeats), torch.randn(3, 4, 16, 24).double()
     kernels = Kernels((weight,), torch.ones(4).double(), bias)
     ours, theirs = (
-        torch.autograd.grad(result, (fine, coarse, weight), grad)
+        torch.autograd.grad(result, (fine, coarse, weight, bias), grad)
         for result in (
             *map_.convolve(FeatureKernel(lambda: kernels)),
             *convolve_directly(fine, coarse, repeats, kernels),

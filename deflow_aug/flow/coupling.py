@@ -125,11 +125,11 @@ class AffineNet(nn.Module):
         Args:
             kept: of :meth:`first_weights` the kept channels', if that is known.
         """
-        first = None
+        layers = [self.second.scaled(), self.last.scaled()]
         if self.kept:
             kept = self.first_weights()[0] if kept is None else kept
-            first = Scaled(kept, self.first.norm.logs)
-        return ScaledNet(first, self.second.scaled(), self.last.scaled())
+            layers.insert(0, Scaled(kept, self.first.norm.logs))
+        return ScaledNet(layers)
 
 
 Settle = Callable[[Tensor], Tensor]
@@ -148,21 +148,18 @@ class ScaledNet:
     """An :class:`AffineNet` before its layers are folded.
 
     Args:
-        first: of the kept channels; None if there are none.
+        layers: the first, of the kept channels, if there are any, the second and the last.
     """
 
-    first: Scaled | None
-    second: Scaled
-    last: Scaled
+    layers: Sequence[Scaled]
 
     def tensors(self) -> list[Tensor]:
         """All that gradients are computed of."""
-        return [tensor for layer in self._layers() for tensor in layer.tensors()]
+        return [tensor for layer in self.layers for tensor in layer.tensors()]
 
     def of(self, tensors: Iterator[Tensor]) -> ScaledNet:
         """The same of other :meth:`tensors`, as many of which are taken."""
-        first = None if self.first is None else self.first.of(tensors)
-        return ScaledNet(first, self.second.of(tensors), self.last.of(tensors))
+        return ScaledNet([layer.of(tensors) for layer in self.layers])
 
     def folded(self, settle: tuple[Settle, Settle] | None = None) -> FoldedNet:
         """Its layers as convolutions.
@@ -170,27 +167,19 @@ class ScaledNet:
         Args:
             settle: see :class:`FoldedNet`.
         """
-        first = None if self.first is None else self.first.folded_weight()
-        weight, bias = self.last.folded()
-        shift, raw = bias.chunk(2)
-        last = weight, torch.cat([shift, raw + 2])
-        return FoldedNet(first, self.second.folded(), last, settle)
+        *first, second, last = self.layers
+        shift, raw = last.folded_bias().chunk(2)
+        return FoldedNet(
+            first[0].folded_weight() if first else None,
+            second.folded(),
+            (last.folded_weight(), torch.cat([shift, raw + 2])),
+            settle,
+        )
 
-    def gradients(
-        self,
-        of_first: Tensor | None,
-        of_second: tuple[Tensor, Tensor],
-        of_last: tuple[Tensor, Tensor],
-    ) -> list[Tensor]:
-        """Of :meth:`tensors`, where those of :meth:`folded` are these: of the first layer's weight,
-        and of the others' weight and bias."""
-        of_both = [*self.second.gradients(*of_second), *self.last.gradients(*of_last)]
-        if self.first is None or of_first is None:
-            return of_both
-        return [*self.first.gradients(of_first), *of_both]
-
-    def _layers(self) -> list[Scaled]:
-        return [layer for layer in (self.first, self.second, self.last) if layer is not None]
+    def gradients(self, of_layers: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Of :meth:`tensors`, where these are those of the convolutions, weight and bias."""
+        pairs = zip(self.layers, of_layers, strict=True)
+        return [gradient for layer, own in pairs for gradient in layer.gradients(*own)]
 
 
 @dataclass(frozen=True)

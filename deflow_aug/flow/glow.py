@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from deflow_aug.config import ModelConfig
 from deflow_aug.flow.base import Chain, Invertible
 from deflow_aug.flow.convolution import Kernels
-from deflow_aug.flow.coupling import AffineCoupling, AffineInjector
+from deflow_aug.flow.coupling import AffineCoupling, AffineInjector, FoldedNet
 from deflow_aug.flow.features import FeatureKernel, FeatureMap
 from deflow_aug.flow.layers import ActNorm, Conv1x1, FoldedMix, Squeeze
 from deflow_aug.flow.split import Split
-from deflow_aug.flow.step_gradients import FoldedStep, ScaledStep, encode_with_gradients
+from deflow_aug.flow.step_gradients import ScaledStep, encode_with_gradients
 from deflow_aug.recompute import recomputed_whole, worthwhile
 
 TOGETHER = 6
@@ -26,6 +26,10 @@ TOGETHER = 6
 AT_ONCE = 2**25
 """Values of the responses that one convolution may have, 128 MB in float32 (and as much again on
 the way): of more, each step's convolution alone is large enough."""
+
+
+USED = object()
+"""In place of what was let go of."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,57 @@ class Prepared:
             the coupling's weight of the kept channels.
         later: whether it is the latter, of which each step prepares what it needs whenever it
             needs it.
-        hidden: bytes, where it is these, of all the hidden maps that follow from them.
-        once: whether a pass lets go of each part as soon as it is used.
+        responses: bytes of these.
+        once: see :meth:`for_one_pass`.
     """
 
     steps: list[list[Any]]
     later: bool
-    hidden: int = 0
+    responses: int = 0
     once: bool = False
 
     def for_one_pass(self) -> Prepared:
-        """The same for a single pass, which takes less memory and leaves nothing to another."""
+        """The same for one encoding, which lets go of each part as soon as it is used.
+
+        No other pass can be made of it or of what it was made of. With gradients this is worth as
+        much memory as the responses take: the backward pass keeps other maps, which are as large.
+        """
         return replace(self, once=True)
+
+    def of_step(self, level: int, number: int) -> Any:
+        """What a step prepared, which can be asked for once if this is for one pass.
+
+        Args:
+            level: from 1.
+            number: of the step in it, from 0.
+
+        Raises:
+            RuntimeError: if it has been let go of.
+        """
+        own = self.steps[level - 1]
+        given = own[number]
+        if given is USED:
+            raise RuntimeError(
+                "these features were for one pass, which has been made; compute them again, or "
+                "without for_one_pass"
+            )
+        if self.once:
+            own[number] = USED
+        return given
+
+
+@dataclass(frozen=True)
+class FoldedStep:
+    """What the layers of a step are computed as."""
+
+    mix: FoldedMix
+    coupling: FoldedNet
+    injector: FoldedNet
+
+    def prepacked(self, like: Tensor) -> FoldedStep:
+        """The same for many maps of about this size."""
+        nets = (net.prepacked(like) for net in (self.coupling, self.injector))
+        return FoldedStep(self.mix, *nets)
 
 
 class MixingStep(Chain):
@@ -228,9 +271,8 @@ class ConditionalGlow(nn.Module):
         if later:
             steps.reverse()
         given = [each for own in steps for each in own if later and isinstance(each, tuple)]
-        # Of each network two hidden maps, as large as its response.
-        hidden = 2 * sum(response.nbytes for *responses, _ in given for response in responses)
-        return Prepared(steps, later, hidden)
+        taken = sum(response.nbytes for *responses, _ in given for response in responses)
+        return Prepared(steps, later, taken)
 
     def encode(self, x: Tensor, prepared: Prepared) -> tuple[list[Tensor], Tensor]:
         """Latents (splits first, the last level's last) and log|det| [B] in nats.
@@ -240,14 +282,10 @@ class ConditionalGlow(nn.Module):
         """
         latents = []
         total = x.new_zeros(x.shape[0])
-        for level, (chain, own) in enumerate(
-            zip(self.levels, prepared.steps, strict=True), start=1
-        ):
+        for level, chain in enumerate(self.levels, start=1):
             for number, step in enumerate(_steps(chain)):
-                x, logdet = _encode(step, x, own[number], prepared)
+                x, logdet = _encode(step, x, prepared.of_step(level, number), prepared)
                 total = total + logdet
-                if prepared.once:
-                    own[number] = None
             if str(level) in self.splits:
                 x, latent, logdet = cast(Split, self.splits[str(level)]).encode(x)
                 latents.append(latent)
@@ -260,9 +298,10 @@ class ConditionalGlow(nn.Module):
         for level in range(len(self.levels), 0, -1):
             if str(level) in self.splits:
                 x = cast(Split, self.splits[str(level)]).decode(x, split_latents.pop())
-            steps, own = _steps(self.levels[level - 1]), prepared.steps[level - 1]
-            for step, given in zip(reversed(steps), reversed(own), strict=True):
-                x = _decode(step, x, given, prepared)
+            steps = _steps(self.levels[level - 1])
+            for number in reversed(range(len(steps))):
+                given = prepared.of_step(level, number)
+                x = _decode(steps[number], x, given, prepared)
         return x
 
 
@@ -303,7 +342,8 @@ def _encode(step: Invertible, x: Tensor, given: Any, prepared: Prepared) -> tupl
     *responses, kept = given
     if step.initializing:  # which what is folded knows nothing of
         return step.encode(x, step.prepare_responses(step.fold(), responses))
-    keep = not worthwhile(prepared.hidden)
+    # The second hidden maps, which are as large.
+    keep = not worthwhile(prepared.responses)
     return encode_with_gradients(step.scaled(kept), x, responses, keep)
 
 
@@ -318,6 +358,6 @@ def _decode(step: Invertible, z: Tensor, given: Any, prepared: Prepared) -> Tens
         step.parameters(),
         z,
         *responses,
-        saves=prepared.hidden,
+        saves=2 * prepared.responses,  # as much as the hidden maps take
     )
     return x

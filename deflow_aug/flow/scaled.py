@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -47,36 +48,40 @@ class Scaled:
         return replace(self, weight=weight, logs=logs, bias=bias)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution; of one with a bias."""
-        assert self.bias is not None
-        bias = self.bias * self._scale()
-        return self.folded_weight(), _evens_first(bias) if self.evens_first else bias
+        """Weight and bias of the one convolution, if there is a bias."""
+        return self.folded_weight(), self.folded_bias()
 
     def folded_weight(self) -> Tensor:
         """The weight alone."""
-        weight = self.weight * self._scale()[:, None, None, None]
-        return _evens_first(weight) if self.evens_first else weight
+        return self._in_order(self.weight * self._scale[:, None, None, None])
+
+    def folded_bias(self) -> Tensor:
+        """The bias alone."""
+        assert self.bias is not None
+        return self._in_order(self.bias * self._scale)
 
     def gradients(self, of_weight: Tensor, of_bias: Tensor | None = None) -> list[Tensor]:
         """Of :meth:`tensors`, where those of the folded weight, and bias if there is one, are
         these."""
-        scale = self._scale()
+        scale = self._scale
         if self.evens_first:
             of_weight = _interleaved(of_weight)
-            of_bias = None if of_bias is None else _interleaved(of_bias)
         of_scale = (of_weight * self.weight).sum((1, 2, 3))
         of_weight = of_weight * scale[:, None, None, None]
-        if self.bias is None or of_bias is None:
+        if self.bias is None:
             return [of_weight, of_scale * scale * self.times]
+        assert of_bias is not None
+        if self.evens_first:
+            of_bias = _interleaved(of_bias)
         of_scale = torch.addcmul(of_scale, of_bias, self.bias)
         return [of_weight, of_scale * scale * self.times, of_bias * scale]
 
+    @cached_property
     def _scale(self) -> Tensor:
         return torch.exp(self.times * self.logs if self.times != 1 else self.logs)
 
-
-def _evens_first(x: Tensor) -> Tensor:
-    return torch.cat([x[0::2], x[1::2]])
+    def _in_order(self, x: Tensor) -> Tensor:
+        return torch.cat([x[0::2], x[1::2]]) if self.evens_first else x
 
 
 def _interleaved(x: Tensor) -> Tensor:

@@ -24,25 +24,8 @@ from torch.autograd.function import once_differentiable
 
 from deflow_aug.devices import full_precision
 from deflow_aug.flow.base import pixels
-from deflow_aug.flow.coupling import SCALE_EPS, FoldedNet, ScaledNet, affine
+from deflow_aug.flow.coupling import SCALE_EPS, ScaledNet, affine
 from deflow_aug.flow.layers import FoldedMix, mix
-
-Folded = tuple[Tensor, Tensor]
-"""Weight and bias of a convolution."""
-
-
-@dataclass(frozen=True)
-class FoldedStep:
-    """What the layers of a step are computed as."""
-
-    mix: FoldedMix
-    coupling: FoldedNet
-    injector: FoldedNet
-
-    def prepacked(self, like: Tensor) -> FoldedStep:
-        """The same for many maps of about this size."""
-        nets = (net.prepacked(like) for net in (self.coupling, self.injector))
-        return FoldedStep(self.mix, *nets)
 
 
 @dataclass(frozen=True)
@@ -93,11 +76,10 @@ class _Encode(torch.autograd.Function):
         others = injector.hidden(of_injector)
         shift, scale = injector.predict(others[1])
         z, outer = affine(torch.cat([a, changed], 1), shift, scale)
-        first, second = zip(maps, others, strict=True)
+        hidden = (*maps, *others) if keep else (maps[0], others[0])
+        # Of which the backward pass takes no tensors: those it saved stand in for them.
         ctx.nets = step.coupling, step.injector
-        ctx.save_for_backward(
-            *tensors, x, changed, inner_scale, scale, *first, *(second if keep else ())
-        )
+        ctx.save_for_backward(*tensors, x, changed, inner_scale, scale, *hidden)
         return z, total + inner + outer
 
     @staticmethod
@@ -105,23 +87,21 @@ class _Encode(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, of_logdet: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         weight, bias, _ = islice(saved, 3)  # as ScaledStep.tensors() has them
-        scaled = [net.of(saved) for net in ctx.nets]
+        coupling, injector = (net.of(saved) for net in ctx.nets)
         x, changed, inner_scale, scale, *hidden = saved
+        each = len(hidden) // 2
         with full_precision(x):
-            coupling, injector = (net.folded() for net in scaled)
             mixed = mix(x, weight, bias)
             kept = mixed.shape[1] - changed.shape[1]
             a, b = mixed[:, :kept], mixed[:, kept:]
             both = torch.cat([a, changed], 1)
             inner, raw = _through_affine(grad, of_logdet, both, scale)
             del both
-            of_injector, *of_second_and_last = _through_net(injector, hidden[1::2], raw)
-            outer = scaled[1].gradients(None, *of_second_and_last)
+            of_injector, _, outer = _through_net(injector, hidden[each:], raw)
             of_a, of_changed = inner[:, :kept], inner[:, kept:]
             of_b, raw = _through_affine(of_changed, of_logdet, b, inner_scale)
-            of_coupling, *of_second_and_last = _through_net(coupling, hidden[0::2], raw)
-            through, of_first = _convolution_backward(of_coupling, a, coupling.first)
-            own = scaled[0].gradients(of_first, *of_second_and_last)
+            of_coupling, through, own = _through_net(coupling, hidden[:each], raw, a)
+            assert through is not None
             of_mixed = torch.cat([of_a + through, of_b], 1)
             of_x, of_mix = _through_mix(weight, x, of_mixed, of_logdet)
         return (None, None, of_x, of_coupling, of_injector, *of_mix, *own, *outer)
@@ -141,23 +121,31 @@ def _through_affine(
 
 
 def _through_net(
-    net: FoldedNet, hidden: Sequence[Tensor], grad: Tensor
-) -> tuple[Tensor, Folded, Folded]:
-    """Gradients of the first hidden map before its ReLU, and of second and last convolution.
+    scaled: ScaledNet, hidden: Sequence[Tensor], grad: Tensor, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """Gradients of the response, of the kept channels, and of :meth:`ScaledNet.tensors`.
 
     Args:
-        hidden: the first map, and the second one if that was kept.
+        hidden: the first map, and the second one if that is there.
         grad: of what the network predicts.
+        kept: channels of the image that it sees, if any.
     """
+    net = scaled.folded()
     first, second = hidden if len(hidden) == 2 else (hidden[0], net.second_hidden(hidden[0]))
     weight, _ = net.last
     of_hidden, of_weight = _convolution_backward(grad, second, weight)
-    of_last = of_weight, grad.sum((0, 2, 3))
+    of_layers = [[of_weight, grad.sum((0, 2, 3))]]
     of_hidden = _relu_backward(of_hidden, second)
     weight, _ = net.second
-    of_second = _of_products(of_hidden, first)[:, :, None, None], of_hidden.sum((0, 2, 3))
-    of_hidden = F.conv2d(of_hidden, weight.transpose(0, 1))
-    return _relu_backward(of_hidden, first), of_second, of_last
+    of_weight = _of_products(of_hidden, first)[:, :, None, None]
+    of_layers.insert(0, [of_weight, of_hidden.sum((0, 2, 3))])
+    of_response = _relu_backward(F.conv2d(of_hidden, weight.transpose(0, 1)), first)
+    of_kept = None
+    if kept is not None:
+        assert net.first is not None
+        of_kept, of_weight = _convolution_backward(of_response, kept, net.first)
+        of_layers.insert(0, [of_weight])
+    return of_response, of_kept, scaled.gradients(of_layers)
 
 
 def _through_mix(
