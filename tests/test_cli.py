@@ -149,7 +149,9 @@ def test_a_file_that_cannot_be_read_is_skipped_and_counted(
     [
         (["{photos}", "--output={photos}"], "overwrite an input"),
         (["{photos}", "{photos}/a.png", "--output={out}"], None),
-        (["{photos}/a.png", "{photos}/sub/a.png", "--output={out}"], "both be written"),
+        (["{photos}/a.png", "{photos}/sub/a.png", "--output={out}"], "written to the same file"),
+        (["", "--output={out}"], "is empty"),
+        (["{photos}", "--output="], "is empty"),
         (["{photos}/none.png", "--output={out}"], "none.png"),
         (["{empty}", "--output={out}"], "no image files"),
         (["{photos}", "--output={out}", "--samples=0"], "--samples"),
@@ -188,6 +190,39 @@ def test_the_command_tells_its_version() -> None:
     )
     assert done.returncode == 0
     assert done.stdout.split() == ["deflow-aug", deflow_aug.__version__]
+
+
+def test_all_photos_that_share_a_result_are_told_at_once(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "a.bmp", "b.png", "b.bmp", "b.webp", "c.png"):
+        write_noise(tmp_path / "photos" / name, 16, 16)
+    command = ["degrade", str(tmp_path / "photos"), f"--weights={weights}"]
+    assert main([*command, f"--output={tmp_path / 'out'}"]) == 2
+    first, second = capsys.readouterr().err.splitlines()[1:]
+    assert all(name in first for name in ("a.png:", "a.bmp", "photos/a.png"))
+    assert all(name in second for name in ("b.png:", "b.bmp", "b.webp", "photos/b.png"))
+
+
+def test_waiting_threads_sleep_unless_the_user_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which has to be said before PyTorch is loaded."""
+    script = (
+        "import os, sys; from deflow_aug.cli import main; main(['degrade', '', '--output=x']);"
+        "print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
+    )
+
+    def heard() -> list[str]:
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        return done.stdout.split()
+
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert heard() == ["True", "1000"]
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert heard() == ["True", "7"]
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert heard() == ["True", "None"]
 
 
 def test_a_photo_beside_the_inputs_is_not_overwritten(

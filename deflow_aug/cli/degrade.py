@@ -63,6 +63,8 @@ def run(arguments: Namespace) -> int:
         raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
     if not 0 <= arguments.temperature < math.inf:
         raise ValueError(f"--temperature must be at least 0, got {arguments.temperature}")
+    if "" in (*arguments.photos, arguments.output):
+        raise ValueError("one of the photos, or --output, is empty; '.' is this folder")
     domain, tile = _domain(arguments.domain), _tile(arguments.tile)
     output = Path(arguments.output)
     jobs = list(_jobs([Path(photo) for photo in arguments.photos]))
@@ -156,7 +158,7 @@ def _check_targets(jobs: list[tuple[Path, Path]], output: Path, samples: int) ->
     """No result may overwrite a photo or another result."""
     inputs = {source.resolve() for source, _ in jobs}
     folders = {path.parent for path in inputs}
-    owners: dict[Path, Path] = {}
+    owners: dict[Path, list[Path]] = {}
     for source, relative in jobs:
         for target in _targets(output, relative, samples):
             # A file of that name beside the photos is taken for a photo too.
@@ -165,12 +167,14 @@ def _check_targets(jobs: list[tuple[Path, Path]], output: Path, samples: int) ->
                 raise ValueError(
                     f"{target} would overwrite an input; choose another --output folder"
                 )
-            other = owners.setdefault(target, source)
-            if other != source:
-                raise ValueError(
-                    f"{source} and {other} would both be written to {target}; rename one, or "
-                    "degrade them into two folders"
-                )
+            owners.setdefault(target, []).append(source)
+    shared = {target: sources for target, sources in owners.items() if len(set(sources)) > 1}
+    if shared:
+        lines = [f"{target}: {', '.join(map(str, own))}" for target, own in shared.items()]
+        raise ValueError(
+            "several photos would be written to the same file; rename them, or degrade them into "
+            "folders of their own:\n" + "\n".join(lines)
+        )
 
 
 def _seed(seed: int, relative: Path) -> int:

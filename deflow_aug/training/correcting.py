@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 
@@ -25,7 +26,11 @@ SQUARES = 72
 
 
 def correct_shifts(
-    model: DeFlow, recipe: Recipe, domains: Mapping[str, CropFolder], with_pairs: bool
+    model: DeFlow,
+    recipe: Recipe,
+    domains: Mapping[str, CropFolder],
+    with_pairs: bool,
+    quiet: bool = True,
 ) -> None:
     """Correct M and mu as the recipe asks for; with a warning where that cannot be done.
 
@@ -33,10 +38,17 @@ def correct_shifts(
         model: it is changed.
         domains: the folder of every domain.
         with_pairs: whether M learned from pairs; it stays then.
+        quiet: otherwise stderr hears of it: it can take longer than a short training.
     """
     fit, seed = recipe.fit_in_flat_areas and not with_pairs, recipe.seed
     if not (fit or recipe.remove_cast):
         return
+    if not quiet:
+        print(
+            "all steps are taken; correcting the shifts by the training pictures, which can take "
+            "minutes (a request to stop waits for that)",
+            file=sys.stderr,
+        )
     squares = list(_squares(domains[CLEAN].whole_pictures(SQUARES, seed), model, seed))
     if fit:
         pictures = {

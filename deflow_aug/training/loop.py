@@ -280,7 +280,9 @@ class Trainer:
             self._fit_shifts()
         if self.feed.folders:
             with_pairs = self.feed.paired is not None
-            correct_shifts(self.average, self.recipe, self.feed.folders, with_pairs)
+            correct_shifts(
+                self.average, self.recipe, self.feed.folders, with_pairs, quiet=not self.is_main
+            )
         self.updating = False
 
     def _fit_shifts(self) -> None:
