@@ -23,6 +23,10 @@ _NAMES = frozenset(
     | {"png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"}
 )
 
+# Of a pair for super-resolution or restoration: what a network sees, and what it is to return.
+_SEEN = frozenset({"lq", "lr", "input", "inputs", "degraded"})
+_TARGETS = frozenset({"gt", "hq", "hr", "target", "clean"})
+
 
 def leaves_of(sample: Any) -> tuple[list[Any], TreeSpec, list[bool]]:
     """What a sample holds, how it is put together, and which of it are images."""
@@ -48,6 +52,9 @@ def which_are_images(leaves: Sequence[Any], names: Sequence[str | None]) -> list
     4. those of these kinds without any name, but only if nothing else could be an image: the
        sample itself, or (image, label).
 
+    Of a pair, where a word of one image's name is ``lq``, ``lr``, ``input`` or ``degraded``, those
+    of ``gt``, ``hq``, ``hr``, ``target`` or ``clean`` are left as they are, whatever they are.
+
     Masks, depth maps, matrices, boxes and points of other names are none, whatever comes first.
     Its dtype must be uint8, uint16 or float, and its shape (C, H, W) or (B, C, H, W), for arrays
     (H, W), (H, W, C) or (B, H, W, C). If there is no such thing, the first that has an image's
@@ -55,10 +62,11 @@ def which_are_images(leaves: Sequence[Any], names: Sequence[str | None]) -> list
     in its layout, and so is a sample that is itself a tensor or array: transforming it raises the
     error that tells what is wrong.
     """
-    explicit = [_is_explicit(leaf) for leaf in leaves]
+    targets = _targets(leaves, names)
+    explicit = [_is_explicit(leaf) and i not in targets for i, leaf in enumerate(leaves)]
     if any(explicit):
         return explicit
-    plain = [i for i, leaf in enumerate(leaves) if _is_plain(leaf)]
+    plain = [i for i, leaf in enumerate(leaves) if _is_plain(leaf) and i not in targets]
     if len(leaves) > 1 or (names and names[0] is not None):
         plain = [i for i in plain if _has_dtype_and_axes(leaves[i])]
         colour = [i for i in plain if _channels(leaves[i]) in (3, 4)]
@@ -92,8 +100,23 @@ def _name(path: Sequence[Any]) -> str | None:
 
 
 def _is_images(name: str | None) -> bool:
-    words = re.findall("[a-z]+", (name or "").lower())
+    words = _words(name)
     return bool(words) and words[-1] in _NAMES
+
+
+def _targets(leaves: Sequence[Any], names: Sequence[str | None]) -> set[int]:
+    """Which are the targets of a pair; none where no image is what a network sees."""
+    words = [frozenset(_words(name)) for name in names]
+    seen = any(
+        own & _SEEN and (_is_explicit(leaf) or (_is_plain(leaf) and _has_dtype_and_axes(leaf)))
+        for own, leaf in zip(words, leaves, strict=True)
+    )
+    return {i for i, own in enumerate(words) if seen and own & _TARGETS and not own & _SEEN}
+
+
+def _words(name: str | None) -> list[str]:
+    words: list[str] = re.findall("[a-z]+", (name or "").lower())
+    return words
 
 
 def _is_swapped(leaf: Tensor | np.ndarray[Any, Any]) -> bool:
