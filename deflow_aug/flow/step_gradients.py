@@ -134,18 +134,16 @@ def _through_net(
     first, second = hidden if len(hidden) == 2 else (hidden[0], net.second_hidden(hidden[0]))
     weight, _ = net.last
     of_hidden, of_weight = _convolution_backward(grad, second, weight)
-    of_layers = [[of_weight, grad.sum((0, 2, 3))]]
+    of_last = of_weight, grad.sum((0, 2, 3))
     of_hidden = _relu_backward(of_hidden, second)
     weight, _ = net.second
-    of_weight = _of_products(of_hidden, first)[:, :, None, None]
-    of_layers.insert(0, [of_weight, of_hidden.sum((0, 2, 3))])
+    of_second = _of_products(of_hidden, first)[:, :, None, None], of_hidden.sum((0, 2, 3))
     of_response = _relu_backward(F.conv2d(of_hidden, weight.transpose(0, 1)), first)
-    of_kept = None
-    if kept is not None:
-        assert net.first is not None
-        of_kept, of_weight = _convolution_backward(of_response, kept, net.first)
-        of_layers.insert(0, [of_weight])
-    return of_response, of_kept, scaled.gradients(of_layers)
+    if kept is None:
+        return of_response, None, scaled.gradients([of_second, of_last])
+    assert net.first is not None
+    of_kept, of_first = _convolution_backward(of_response, kept, net.first)
+    return of_response, of_kept, scaled.gradients([[of_first], of_second, of_last])
 
 
 def _through_mix(
