@@ -99,7 +99,9 @@ class _Joined:
         """Of each convolution its results, of all of them side by side, the last one's first."""
         self.inputs = [channels + growth * i for i in range(CONVOLUTIONS)]
         # Nothing where a result does not see an input.
-        self._taps = like.new_zeros(9, self.channels, self.channels)
+        taps = like.new_zeros(9, self.channels, self.channels)
+        self._taps = taps.mT if by_convolution(like) else taps
+        """[9, inputs, results], in the order of memory of the kernels."""
         sees = [*zip(self.rows, self.inputs, strict=True)]
         # Of each map the results that see it, and its channels.
         seen = [*zip(self.rows, [channels] + [growth] * (CONVOLUTIONS - 1), strict=True)]
@@ -112,9 +114,10 @@ class _Joined:
             self.back = [like.new_empty(36, width, rows.stop) for rows, width in seen if back]
         else:
             self._whole = whole = like.new_empty(36, self.channels, self.channels)
-            self._ahead = [whole[:, rows, :inputs] for rows, inputs in sees]
+            # Inputs before results: MKL takes longer by transposed kernels of few results.
+            self._ahead = [whole[:, :inputs, rows].mT for rows, inputs in sees]
             self.back = [
-                whole[:, : rows.stop, end - width : end].mT
+                whole[:, end - width : end, : rows.stop]
                 for (rows, width), end in zip(seen, self.inputs, strict=True)
             ]
 
@@ -122,15 +125,15 @@ class _Joined:
         """The kernels of these weights and biases, until others are transformed."""
         weights, biases = parameters[:CONVOLUTIONS], parameters[CONVOLUTIONS:]
         for weight, rows, inputs in zip(weights, self.rows, self.inputs, strict=True):
-            self._taps.unflatten(0, (3, 3))[:, :, rows, :inputs] = weight.permute(2, 3, 0, 1)
+            self._taps.unflatten(0, (3, 3))[:, :, :inputs, rows] = weight.permute(2, 3, 1, 0)
         if self._whole is not None:
             winograd.transform_taps(self._taps, out=self._whole)
         else:
             for own, rows in zip(self._ahead, self.rows, strict=True):
-                winograd.transform_taps(self._taps[:, rows, : own.shape[2]], out=own)
+                winograd.transform_taps(self._taps[:, : own.shape[2], rows].mT, out=own)
             for own, end in zip(self.back, self.inputs, strict=False):
-                of_map = self._taps[:, : own.shape[2], end - own.shape[1] : end]
-                winograd.transform_taps(of_map.mT, out=own)
+                of_map = self._taps[:, end - own.shape[1] : end, : own.shape[2]]
+                winograd.transform_taps(of_map, out=own)
         return DenseKernels(self._ahead, [*map(bias_of, self._ahead, biases)])
 
 
