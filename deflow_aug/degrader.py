@@ -92,6 +92,18 @@ class DeFlowDegrader(ModelHubMixin):
         self._halo: int | None = None
         self.to(device)
 
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        name = type(self).__name__
+        return (
+            f"{name}(domains={self.domains}, {count / 1e6:.2f} million parameters, {self.device})"
+        )
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the degraded domains, as ``domain=`` takes them."""
+        return self.model.config.domains
+
     # -- weights ---------------------------------------------------------------------------
 
     @classmethod
@@ -201,7 +213,7 @@ class DeFlowDegrader(ModelHubMixin):
 
     def check_domain(self, domain: Domain | None) -> None:
         """Raise, as :meth:`degrade` would, unless that takes this domain for every image."""
-        degraded_domain(domain, self.model.config.domains, restoring=False)
+        degraded_domain(domain, self.domains, restoring=False)
 
     def degrade(
         self,
@@ -431,7 +443,7 @@ class DeFlowDegrader(ModelHubMixin):
         **way: bool,
     ) -> Request:
         """What callers ask for, checked."""
-        known, restoring = self.model.config.domains, way.get("restoring", False)
+        known, restoring = self.domains, way.get("restoring", False)
         return Request(
             per_image_seeds(seed, images),
             per_image_temperature(temperature, images),

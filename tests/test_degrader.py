@@ -546,6 +546,12 @@ def test_restored_image_is_of_the_kind_that_came_in(degrader: DeFlowDegrader, ki
         assert difference(result, image) > 0
 
 
+def test_it_says_what_it_is(two_domains: DeFlowDegrader) -> None:
+    assert two_domains.domains == ("night", "day")
+    assert str(two_domains).startswith("DeFlowDegrader(domains=('night', 'day'), 0.0")
+    assert str(two_domains).endswith(" million parameters, cpu)")
+
+
 # -- log_prob ----------------------------------------------------------------------------------
 
 

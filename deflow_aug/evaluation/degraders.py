@@ -48,7 +48,7 @@ class OfDomain:
     def __post_init__(self) -> None:
         self.degrader.check_domain(self.domain)
         if self.domain is None:
-            object.__setattr__(self, "domain", self.degrader.model.config.domains[0])
+            object.__setattr__(self, "domain", self.degrader.domains[0])
 
     def degrade(
         self, img: Image8, temperature: float = 1.0, n_samples: int = 1, *, seed: int | None = None

@@ -88,7 +88,7 @@ class _Draws(RandomGeneratorBase):  # type: ignore[misc]
     def __init__(self, deflow: transforms.RandomDeFlow) -> None:
         super().__init__()
         self.deflow = deflow
-        self.domains = deflow.degrader.model.config.domains
+        self.domains = deflow.degrader.domains
 
     def __repr__(self) -> str:
         return self.deflow.extra_repr()

@@ -72,7 +72,7 @@ class RandomDeFlow(ImageTransform):
         }
 
     def _drawn_domain(self, *key: int) -> Domain | None:
-        known = self.degrader.model.config.domains
+        known = self.degrader.domains
         if self.domain != RANDOM or RANDOM in known:
             return self.domain
         return known[pick([1.0] * len(known), *key)]
