@@ -1,4 +1,4 @@
-"""One place for finding, reading and writing image files."""
+"""One place for reading and writing image files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from deflow_aug.images import SIXTEEN_BIT_GREY, Array, check_shape
 
@@ -30,7 +30,8 @@ _MODES = {
     | {"LA", "P", "PA", "RGBA", "I", "I;16", "I;16B", "F", "CMYK", "YCbCr", "LAB"},
     "WEBP": _GREY_AND_RGB | {"LA", "P", "RGBA"},
 }
-_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
+_FORMATS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG")
+_FORMATS |= {".tif": "TIFF", ".tiff": "TIFF"}
 _FORMATS |= {f".{name.lower()}": name for name in _MODES if name not in _FORMATS.values()}
 _OPTIONS: dict[str, dict[str, Any]] = {
     # Full chroma resolution: a re-encode must not wash out the degradation.
@@ -43,7 +44,24 @@ PNG_LEVEL = 3
 _KEEPS_PROFILE_AND_EXIF = frozenset({"JPEG", "PNG", "TIFF", "WEBP"})
 _KEEPS_COLOUR_KEY = frozenset({"GIF", "PNG", "WEBP"})
 
-IMAGE_SUFFIXES: frozenset[str] = frozenset(_FORMATS)
+# Read, but not written. Pillow before 11.3 does not know the name, later ones may be built without.
+_AVIF = "avif" in features.modules and features.check("avif")
+IMAGE_SUFFIXES: frozenset[str] = frozenset(_FORMATS) | ({".avif"} if _AVIF else set())
+"""Suffixes of image files that are read here."""
+
+RAW_SUFFIXES = frozenset(
+    (
+        *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf"),
+        *(".iiq", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf"),
+        *(".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+    )
+)
+"""Of what cameras store before it is a picture."""
+
+UNREAD_SUFFIXES = (
+    RAW_SUFFIXES | {".avif", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jxl"}
+) - IMAGE_SUFFIXES
+"""Of photographs that are not read here."""
 
 
 class UnreadableImageError(OSError):
@@ -61,37 +79,6 @@ LEFT_OUT = (
 
 Not so memory and disk errors, which concern all files.
 """
-
-
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """All files under `folder` with one of IMAGE_SUFFIXES, in any case, sorted by path.
-
-    Files and folders whose name starts with a dot are left out. Links to folders are followed, and
-    each folder is searched once, however many links lead to it. The list may be empty. Raises
-    FileNotFoundError or NotADirectoryError if `folder` is no folder, and OSError if a folder in it
-    cannot be read.
-    """
-    root = Path(folder)
-    if not root.exists():
-        raise FileNotFoundError(f"no such folder: {root}")
-    if not root.is_dir():
-        raise NotADirectoryError(f"expected a folder of images, got a file: {root}")
-
-    def fail(error: OSError) -> None:
-        raise error  # os.walk would skip the folder
-
-    found: list[Path] = []
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(root, onerror=fail, followlinks=True):
-        place = os.path.realpath(parent)
-        if place in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = [Path(parent, name) for name in names if not name.startswith(".")]
-        found += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(found, key=lambda path: path.relative_to(root).parts)
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image | Array:
@@ -126,8 +113,7 @@ def decoded(data: bytes, path: Path) -> Image.Image | Array:
     except (ImportError, MemoryError):
         raise  # nothing is wrong with the file
     except UnidentifiedImageError as error:
-        reason = "not an image, or of a format that Pillow does not know"
-        raise UnreadableImageError(f"cannot read image {path}: {reason}") from error
+        raise UnreadableImageError(f"cannot read image {path}: {_unknown(path)}") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(f"cannot read image {path}: {_too_large(error)}") from error
     except Exception as error:  # decoders meet damaged files with exceptions of many kinds
@@ -148,11 +134,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(f"cannot read image {path}: {_too_large(error)}") from error
     except UnidentifiedImageError as error:
-        reason = (
-            "not an image, or of a format that Pillow does not know"
-            if path.stat().st_size
-            else "the file is empty (0 bytes)"
-        )
+        reason = _unknown(path) if path.stat().st_size else "the file is empty (0 bytes)"
         raise UnreadableImageError(f"cannot read image {path}: {reason}") from error
     except MemoryError:
         raise
@@ -168,6 +150,17 @@ def _check_kind(path: Path) -> None:
     # Opening a pipe would wait for somebody to write into it, for ever.
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UnreadableImageError(f"cannot read image {path}: it is no regular file")
+    # Pillow takes some of them for TIFF files, and the small preview in them for the picture.
+    if path.suffix.lower() in RAW_SUFFIXES and path.is_file():
+        raise UnreadableImageError(
+            f"cannot read image {path}: camera raw is not read; develop it into a PNG or TIFF file"
+        )
+
+
+def _unknown(path: Path) -> str:
+    if (suffix := path.suffix.lower()) in UNREAD_SUFFIXES:
+        return f"{suffix} files are not read; convert it to PNG first"
+    return "not an image, damaged at its beginning, or of a format that Pillow does not know"
 
 
 def _too_large(error: Exception) -> str:
@@ -272,7 +265,7 @@ def write_image(image: Image.Image | Array, path: str | os.PathLike[str]) -> Non
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(
             f"cannot write {path}: unknown suffix {path.suffix!r}, use one of "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+            f"{', '.join(sorted(_FORMATS))}"
         )
     data = encoded(image, path)
     if not path.parent.is_dir():

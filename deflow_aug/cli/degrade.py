@@ -14,7 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from deflow_aug.hub import DEFAULT_WEIGHTS
-from deflow_aug.image_files import UnreadableImageError, find_images
+from deflow_aug.image_files import UnreadableImageError
+from deflow_aug.image_folders import find_images
 
 
 def add_arguments(parser: ArgumentParser) -> None:
