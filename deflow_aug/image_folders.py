@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from deflow_aug.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, UnreadableImageError
 
 
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+def find_images(
+    folder: str | os.PathLike[str], refused: Callable[[OSError], None] | None = None
+) -> list[Path]:
     """All files under `folder` with one of IMAGE_SUFFIXES, in any case, sorted by path.
 
     Files and folders whose name starts with a dot are left out. Links to folders are followed, and
     each folder is searched once, however many links lead to it. The list may be empty. Photographs
     of kinds that are not read (UNREAD_SUFFIXES) are passed over with one warning that counts them.
+
+    refused: called for each folder that cannot be searched, instead of an OSError.
 
     Raises FileNotFoundError or NotADirectoryError if `folder` is no folder, OSError if a folder in
     it cannot be read, and UnreadableImageError if it has nothing but such photographs.
@@ -26,13 +31,16 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     if not root.is_dir():
         raise NotADirectoryError(f"expected a folder of images, got a file: {root}")
 
-    def fail(error: OSError) -> None:
-        raise error  # os.walk would skip the folder
+    def fail(error: OSError) -> None:  # os.walk would skip the folder
+        raise OSError(
+            f"cannot search the folder {error.filename}: {error.strerror}; make it readable, or "
+            f"move it out of {root}"
+        ) from error
 
     found: list[Path] = []
     unread: Counter[str] = Counter()
     seen: set[str] = set()
-    for parent, folders, names in os.walk(root, onerror=fail, followlinks=True):
+    for parent, folders, names in os.walk(root, onerror=refused or fail, followlinks=True):
         place = os.path.realpath(parent)
         if place in seen:
             folders.clear()

@@ -1,5 +1,6 @@
 """The command line, in this process unless a process must die; training has its own file."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,54 @@ def test_a_file_that_cannot_be_read_is_skipped_and_counted(
     assert [path.name for path in output.iterdir()] == ["good.png"]
     (photos / "good.png").unlink()
     assert main(arguments) == 2
+
+
+def test_paths_that_are_not_there_are_skipped_and_counted(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_noise(tmp_path / "a.png", 16, 16)
+    (tmp_path / "empty").mkdir()
+    photos = [str(tmp_path / name) for name in ("missing.png", "a.png", "empty")]
+    output = tmp_path / "out"
+    assert main(["degrade", *photos, f"--output={output}", f"--weights={weights}"]) == 1
+    captured = capsys.readouterr()
+    assert f"skipped: no file or folder {photos[0]}" in captured.err
+    assert f"skipped: no image files in {photos[2]}" in captured.err
+    assert captured.out.startswith("1 of 3 photos")
+    assert captured.out.endswith(", 2 skipped\n")
+    assert [path.name for path in output.iterdir()] == ["a.png"]
+    lost = [photos[0], photos[2]]
+    assert main(["degrade", *lost, f"--output={output}", f"--weights={weights}"]) == 2
+    told = capsys.readouterr().err
+    assert all(path in told for path in lost)
+
+
+def test_a_folder_that_cannot_be_searched_is_skipped_and_counted(
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_noise(tmp_path / "photos" / "a.png", 16, 16)
+    write_noise(tmp_path / "photos" / "locked" / "b.png", 16, 16)
+    honest = os.scandir
+
+    def scandir(folder: str) -> object:
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return honest(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    output = tmp_path / "out"
+    command = ["degrade", f"--output={output}", f"--weights={weights}"]
+    assert main([*command, str(tmp_path / "photos")]) == 1
+    captured = capsys.readouterr()
+    reason = f"cannot search the folder {tmp_path / 'photos' / 'locked'}: Permission denied"
+    assert f"skipped: {reason}" in captured.err
+    assert captured.out.startswith("1 of 2 photos")
+    assert [path.name for path in output.iterdir()] == ["a.png"]
+    assert main([*command, str(tmp_path / "photos" / "locked")]) == 2
+    assert f"deflow-aug degrade: {reason}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -90,6 +91,23 @@ def test_avif_without_pillows_support(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(image_folders, "UNREAD_SUFFIXES", UNREAD_SUFFIXES | {".avif"})
     with pytest.warns(UserWarning, match=r"not read: \.avif 1;"):
         assert find_images(tmp_path) == [tmp_path / "b.png"]
+
+
+def test_folders_that_cannot_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.png", "locked/b.png")
+    honest = os.scandir
+
+    def scandir(folder: str) -> object:
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return honest(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(OSError, match=r"folder .*locked: Permission denied; make it readable"):
+        find_images(tmp_path)
+    refused: list[OSError] = []
+    assert find_images(tmp_path, refused.append) == [tmp_path / "a.png"]
+    assert [error.filename for error in refused] == [str(tmp_path / "locked")]
 
 
 @pytest.mark.parametrize(

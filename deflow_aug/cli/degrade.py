@@ -6,7 +6,6 @@ import math
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -68,7 +67,9 @@ def run(arguments: Namespace) -> int:
         raise ValueError("one of the photos, or --output, is empty; '.' is this folder")
     domain, tile = _domain(arguments.domain), _tile(arguments.tile)
     output = Path(arguments.output)
-    jobs = list(_jobs([Path(photo) for photo in arguments.photos]))
+    jobs, lost = _jobs([Path(photo) for photo in arguments.photos])
+    if not jobs:
+        raise FileNotFoundError("\n".join(lost))
     _check_targets(jobs, output, arguments.samples)
 
     from deflow_aug.degrader import DeFlowDegrader
@@ -77,7 +78,9 @@ def run(arguments: Namespace) -> int:
         arguments.weights, device=arguments.device, dequantize=arguments.dequantize
     )
     degrader.check_domain(domain)
-    failed = 0
+    for reason in lost:
+        print(f"skipped: {reason}", file=sys.stderr)
+    failed = len(lost)
     for source, relative in tqdm(jobs, desc="degrading", unit="photo"):
         try:
             with warnings.catch_warnings():
@@ -96,11 +99,9 @@ def run(arguments: Namespace) -> int:
             # Other OSErrors come from writing (a full disk) and concern all photos.
             failed += 1
             tqdm.write(f"skipped {source}: {error}", file=sys.stderr)
-    done = len(jobs) - failed
-    print(
-        f"{done} of {len(jobs)} photos degraded into {output}"
-        + f", {failed} skipped" * bool(failed)
-    )
+    total = len(jobs) + len(lost)
+    done = total - failed
+    print(f"{done} of {total} photos degraded into {output}" + f", {failed} skipped" * bool(failed))
     return 0 if not failed else 1 if done else 2
 
 
@@ -133,19 +134,32 @@ def _tile(text: str) -> int | str:
     return int(text)
 
 
-def _jobs(photos: list[Path]) -> Iterator[tuple[Path, Path]]:
-    """Each input file with the path of its result under the output folder, suffix still its own."""
+def _jobs(photos: list[Path]) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Each input file with the path of its result under the output folder, suffix still its own.
+
+    And why there are none of some photos and folders: the others can be degraded all the same.
+    """
+    jobs: list[tuple[Path, Path]] = []
+    lost: list[str] = []
+
+    def refused(error: OSError) -> None:
+        lost.append(f"cannot search the folder {error.filename}: {error.strerror}")
+
     for photo in photos:
-        if photo.is_dir():
-            files = find_images(photo)
-            if not files:
-                raise ValueError(f"no image files in {photo}")
-            for file in files:
-                yield file, file.relative_to(photo)
-        elif photo.exists():
-            yield photo, Path(photo.name)
-        else:
-            raise FileNotFoundError(f"no file or folder {photo}")
+        before = len(lost)
+        try:
+            if photo.is_dir():
+                files = find_images(photo, refused)
+                jobs += [(file, file.relative_to(photo)) for file in files]
+                if not files and len(lost) == before:
+                    lost.append(f"no image files in {photo}")
+            elif photo.exists():
+                jobs.append((photo, Path(photo.name)))
+            else:
+                lost.append(f"no file or folder {photo}")
+        except OSError as error:
+            lost.append(str(error))
+    return jobs, lost
 
 
 def _targets(output: Path, relative: Path, samples: int) -> list[Path]:
