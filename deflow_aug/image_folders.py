@@ -61,6 +61,6 @@ def find_images(
         warnings.warn(
             f"passed over {unread.total()} files in {root} of kinds that are not read: {kinds}; "
             "convert them to PNG first",
-            stacklevel=2,
+            stacklevel=1,  # told once, however many callers search the folder
         )
     return sorted(found, key=lambda path: path.relative_to(root).parts)

@@ -72,6 +72,15 @@ def test_photographs_that_are_not_read_are_counted(tmp_path: Path) -> None:
     assert len(told) == 1
 
 
+def test_it_is_said_once_of_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.heic")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        find_images(tmp_path)
+        find_images(tmp_path)
+    assert len(told) == 1
+
+
 def test_nothing_is_said_where_all_are_read(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt", *(f"a{suffix}" for suffix in IMAGE_SUFFIXES))
     with warnings.catch_warnings():
