@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 from tqdm import tqdm
 
+from deflow_aug.cli.places import output_folder
 from deflow_aug.hub import DEFAULT_WEIGHTS
 from deflow_aug.image_files import UnreadableImageError
 from deflow_aug.image_folders import find_images
@@ -63,10 +64,10 @@ def run(arguments: Namespace) -> int:
         raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
     if not 0 <= arguments.temperature < math.inf:
         raise ValueError(f"--temperature must be at least 0, got {arguments.temperature}")
-    if "" in (*arguments.photos, arguments.output):
-        raise ValueError("one of the photos, or --output, is empty; '.' is this folder")
+    if "" in arguments.photos:
+        raise ValueError("one of the photos is empty; '.' is this folder")
     domain, tile = _domain(arguments.domain), _tile(arguments.tile)
-    output = Path(arguments.output)
+    output = output_folder("--output", arguments.output)
     jobs, lost = _jobs([Path(photo) for photo in arguments.photos])
     if not jobs:
         raise FileNotFoundError("\n".join(lost))
