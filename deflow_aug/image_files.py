@@ -9,10 +9,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
 from deflow_aug.images import SIXTEEN_BIT_GREY, Array, check_shape
 
@@ -68,6 +68,10 @@ class UnreadableImageError(OSError):
     """The file exists but is no image that can be decoded in full."""
 
 
+class TooLargeError(UnreadableImageError):
+    """The image has more pixels than Pillow decodes at once."""
+
+
 LEFT_OUT = (
     UnreadableImageError,
     FileNotFoundError,
@@ -113,9 +117,10 @@ def decoded(data: bytes, path: Path) -> Image.Image | Array:
     except (ImportError, MemoryError):
         raise  # nothing is wrong with the file
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(f"cannot read image {path}: {_unknown(path)}") from error
+        reason = _unknown(path, io.BytesIO(data))
+        raise UnreadableImageError(f"cannot read image {path}: {reason}") from error
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(f"cannot read image {path}: {_too_large(error)}") from error
+        raise too_large(path, BY_HAND) from error
     except Exception as error:  # decoders meet damaged files with exceptions of many kinds
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error
 
@@ -132,9 +137,12 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         with open(path, "rb") as file, Image.open(file) as img:
             return img.height, img.width
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(f"cannot read image {path}: {_too_large(error)}") from error
+        raise too_large(path, BY_HAND) from error
     except UnidentifiedImageError as error:
-        reason = _unknown(path) if path.stat().st_size else "the file is empty (0 bytes)"
+        reason = "the file is empty (0 bytes)"
+        if path.stat().st_size:
+            with open(path, "rb") as file:
+                reason = _unknown(path, file)
         raise UnreadableImageError(f"cannot read image {path}: {reason}") from error
     except MemoryError:
         raise
@@ -157,19 +165,34 @@ def _check_kind(path: Path) -> None:
         )
 
 
-def _unknown(path: Path) -> str:
+def _unknown(path: Path, file: BinaryIO) -> str:
+    """Why Pillow knows no format for a file that is not empty."""
     if (suffix := path.suffix.lower()) in UNREAD_SUFFIXES:
         return f"{suffix} files are not read; convert it to PNG first"
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(file)
+        channels, bits, kind = tags.get(277, 1), tags.get(258, (1,))[0], tags.get(339, (1,))[0]
+    except Exception:  # it is no TIFF file, or damaged
+        bits, kind = 0, 0
+    if bits > 16 or kind == 3:
+        numbers = "floating-point numbers" if kind == 3 else "integers"
+        return (
+            f"a TIFF file with {channels} channels of {bits}-bit {numbers}, which Pillow does not "
+            "know; make it an image of 8 or 16 bits first"
+        )
     return "not an image, damaged at its beginning, or of a format that Pillow does not know"
 
 
-def _too_large(error: Exception) -> str:
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-    return (
-        f"{error}. It is larger than Pillow's limit of {limit / 1e6:.0f} megapixels, which keeps "
-        "malicious files from filling the memory: cut it into parts, or raise "
-        "PIL.Image.MAX_IMAGE_PIXELS if you trust it ('deflow-aug degrade' reads PNG files, and "
-        "degrader.degrade_file too, part by part, whatever their size)"
+BY_HAND = "cut it into parts, or, if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS before"
+
+
+def too_large(path: Path, remedy: str) -> TooLargeError:
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+    return TooLargeError(
+        f"cannot read image {path}: it has more than {limit:.3g} megapixels, Pillow's limit "
+        f"against decompression bombs, files made to fill the memory; {remedy}"
     )
 
 

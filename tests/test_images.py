@@ -1022,5 +1022,18 @@ def test_an_image_over_the_limit_says_which_limit(
 ) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    with pytest.raises(UnreadableImageError, match=r"raise PIL\.Image\.MAX_IMAGE_PIXELS"):
+    with pytest.raises(UnreadableImageError, match=r"raise PIL\.Image\.MAX_IMAGE_PIXELS") as caught:
         read(tmp_path / "large.png")
+    assert "more than 0.001 megapixels, Pillow's limit" in str(caught.value)
+    assert ".." not in str(caught.value).replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_tiff_files_of_floating_point_colours(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    cv2 = pytest.importorskip("cv2")
+    cv2.imwrite(str(tmp_path / "a.tif"), np.zeros((4, 5, 3), np.float32))
+    expected = r"a TIFF file with 3 channels of 32-bit floating-point .* 8 or 16 bits first"
+    with pytest.raises(UnreadableImageError, match=expected):
+        read(tmp_path / "a.tif")
