@@ -233,6 +233,41 @@ def test_bad_arguments_are_told(
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--temperature=50", "warning: --temperature 50 makes the latent shift 50 times what was"),
+        # 16 = 8 + 2 * 4 pixels a side, and 8 of them count.
+        (
+            "--tile=7",
+            "warning: --tile 7: each tile of 8 pixels is computed with 8 pixels around it, 9",
+        ),
+        ("--temperature=3", None),
+        ("--tile=16", None),
+        ("--tile=0", None),
+        ("--tile=auto", None),
+    ],
+)
+def test_settings_that_make_little_sense_are_told_of_once(
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    message: str | None,
+) -> None:
+    monkeypatch.setattr(DeFlowDegrader, "halo", lambda self: 8)
+    for name in "abc":
+        write_noise(tmp_path / "photos" / f"{name}.png", 24, 24)
+    command = ["degrade", str(tmp_path / "photos"), f"--output={tmp_path / 'out'}"]
+    assert main([*command, f"--weights={weights}", flag]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(told) == (message is not None)
+    assert message is None or told[0].startswith(message)
+    assert flag != "--tile=7" or "9 times the work" in told[0]  # 24 pixels a side instead of 8
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
 def test_the_command_tells_its_version() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "deflow_aug.cli", "--version"], capture_output=True, text=True

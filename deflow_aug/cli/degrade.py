@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 from tqdm import tqdm
 
 from deflow_aug.cli.places import output_folder
+from deflow_aug.cli.temperature import checked
 from deflow_aug.hub import DEFAULT_WEIGHTS
 from deflow_aug.image_files import UnreadableImageError
 from deflow_aug.image_folders import find_images
+
+if TYPE_CHECKING:
+    from deflow_aug.degrader import DeFlowDegrader
+
+SMALL = 128
+"""Sides of tiles below which it is worth asking how wide the model's halo is: it takes seconds."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -62,8 +69,7 @@ def run(arguments: Namespace) -> int:
         raise ValueError(f"--samples must be at least 1, got {arguments.samples}")
     if arguments.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
-    if not 0 <= arguments.temperature < math.inf:
-        raise ValueError(f"--temperature must be at least 0, got {arguments.temperature}")
+    temperature = checked(arguments.temperature)
     if "" in arguments.photos:
         raise ValueError("one of the photos is empty; '.' is this folder")
     domain, tile = _domain(arguments.domain), _tile(arguments.tile)
@@ -79,6 +85,7 @@ def run(arguments: Namespace) -> int:
         arguments.weights, device=arguments.device, dequantize=arguments.dequantize
     )
     degrader.check_domain(domain)
+    _tell_of_small_tiles(degrader, tile)
     for reason in lost:
         print(f"skipped: {reason}", file=sys.stderr)
     failed = len(lost)
@@ -90,7 +97,7 @@ def run(arguments: Namespace) -> int:
                 degrader.degrade_file(
                     source,
                     _targets(output, relative, arguments.samples),
-                    arguments.temperature,
+                    temperature,
                     seed=_seed(arguments.seed, relative),
                     domain=domain,
                     tile=tile,
@@ -133,6 +140,22 @@ def _tile(text: str) -> int | str:
     if not text.isascii() or not text.isdigit():
         raise ValueError(f"--tile takes auto or a number of pixels, got {text!r}")
     return int(text)
+
+
+def _tell_of_small_tiles(degrader: DeFlowDegrader, tile: int | str) -> None:
+    """They are right, but slow: what is computed around each of them is more than itself."""
+    if not isinstance(tile, int) or not 0 < tile < SMALL:
+        return
+    from deflow_aug.tiling import padded
+
+    side, halo = padded(tile, degrader.model.config.size_multiple), degrader.halo()
+    if side < 2 * halo:
+        warnings.warn(
+            f"--tile {tile}: each tile of {side} pixels is computed with {halo} pixels around it, "
+            f"{(1 + 2 * halo / side) ** 2:.0f} times the work of a photo at once, and results are "
+            f"the same; {4 * halo} or more, or auto, is quicker",
+            stacklevel=2,
+        )
 
 
 def _jobs(photos: list[Path]) -> tuple[list[tuple[Path, Path]], list[str]]:
