@@ -155,6 +155,10 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def _check_kind(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise UnreadableImageError(
+            f"cannot read image {path}: it is a link to {os.readlink(path)}, which leads nowhere"
+        )
     # Opening a pipe would wait for somebody to write into it, for ever.
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UnreadableImageError(f"cannot read image {path}: it is no regular file")

@@ -87,7 +87,8 @@ def open_rows(path: str | os.PathLike[str], files: ExitStack) -> Rows:
     except UnreadableImageError:
         raise
     except (OSError, ImportError) as error:
-        raise UnreadableImageError(str(error)) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UnreadableImageError(f"cannot read image {path}: {reason}") from error
     if isinstance(image, Image.Image) and image.mode == "F":
         raise UnreadableImageError(
             f"{path} has floating-point pixels, which PNG files cannot hold; make it an image of "

@@ -145,6 +145,33 @@ def test_a_file_that_cannot_be_read_is_skipped_and_counted(
     assert main(arguments) == 2
 
 
+def test_links_that_lead_nowhere_are_skipped_and_counted(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    write_noise(photos / "a.png", 16, 16)
+    (photos / "circle.png").symlink_to("circle.png")
+    (photos / "dangling.png").symlink_to("gone.png")
+    (photos / "folder").symlink_to(photos)
+    command = ["degrade", str(photos), f"--output={tmp_path / 'out'}", f"--weights={weights}"]
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    for name, target in (("circle", "circle"), ("dangling", "gone")):
+        path = photos / f"{name}.png"
+        assert f"skipped {path}: it is a link to {target}.png, which leads nowhere" in captured.err
+    assert captured.out.startswith("1 of 3 photos")
+
+
+def test_names_of_any_kind(weights: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "meine Fotos"
+    for name in ("a b.png", "ünï 写真.jpg", "x.y.png", "-x.png", "[1]%d.png"):
+        write_noise(photos / name, 16, 16)
+    command = ["degrade", str(photos), f"--output={tmp_path / 'zu spät'}", f"--weights={weights}"]
+    assert main(command) == 0
+    names = {path.name for path in (tmp_path / "zu spät").iterdir()}
+    assert names == {"a b.png", "ünï 写真.png", "x.y.png", "-x.png", "[1]%d.png"}
+
+
 def test_paths_that_are_not_there_are_skipped_and_counted(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

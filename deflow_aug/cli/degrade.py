@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 import zlib
@@ -106,7 +107,8 @@ def run(arguments: Namespace) -> int:
             # RuntimeError is what torch raises when memory runs out: a smaller photo may still fit.
             # Other OSErrors come from writing (a full disk) and concern all photos.
             failed += 1
-            tqdm.write(f"skipped {source}: {error}", file=sys.stderr)
+            reason = str(error).removeprefix(f"cannot read image {source}: ")
+            tqdm.write(f"skipped {source}: {reason}", file=sys.stderr)
     total = len(jobs) + len(lost)
     done = total - failed
     print(f"{done} of {total} photos degraded into {output}" + f", {failed} skipped" * bool(failed))
@@ -195,13 +197,14 @@ def _targets(output: Path, relative: Path, samples: int) -> list[Path]:
 
 def _check_targets(jobs: list[tuple[Path, Path]], output: Path, samples: int) -> None:
     """No result may overwrite a photo or another result."""
-    inputs = {source.resolve() for source, _ in jobs}
+    # Not Path.resolve, which some versions of Python let fail where links lead in a circle.
+    inputs = {Path(os.path.realpath(source)) for source, _ in jobs}
     folders = {path.parent for path in inputs}
     owners: dict[Path, list[Path]] = {}
     for source, relative in jobs:
         for target in _targets(output, relative, samples):
             # A file of that name beside the photos is taken for a photo too.
-            place = target.resolve()
+            place = Path(os.path.realpath(target))
             if place in inputs or (place.parent in folders and place.exists()):
                 raise ValueError(
                     f"{target} would overwrite an input; choose another --output folder"
