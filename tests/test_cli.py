@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,23 @@ def test_links_that_lead_nowhere_are_skipped_and_counted(
         path = photos / f"{name}.png"
         assert f"skipped {path}: it is a link to {target}.png, which leads nowhere" in captured.err
     assert captured.out.startswith("1 of 3 photos")
+
+
+def test_warnings_name_the_photo(
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def degrade_file(*_: object, **__: object) -> None:
+        warnings.warn("Corrupt EXIF data.  Expecting more. ", stacklevel=1)  # as Pillow's are
+
+    write_noise(tmp_path / "a.png", 16, 16)
+    monkeypatch.setattr(DeFlowDegrader, "degrade_file", degrade_file)
+    command = ["degrade", str(tmp_path / "a.png"), f"--output={tmp_path / 'out'}"]
+    assert main([*command, f"--weights={weights}"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert f"warning: {tmp_path / 'a.png'}: Corrupt EXIF data. Expecting more." in lines
 
 
 def test_names_of_any_kind(weights: Path, tmp_path: Path) -> None:

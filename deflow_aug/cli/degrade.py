@@ -6,8 +6,10 @@ import os
 import sys
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
@@ -92,9 +94,7 @@ def run(arguments: Namespace) -> int:
     failed = len(lost)
     for source, relative in tqdm(jobs, desc="degrading", unit="photo"):
         try:
-            with warnings.catch_warnings():
-                # That a photo is large enough to be malicious; these are the user's own.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with _warnings_of(source):
                 degrader.degrade_file(
                     source,
                     _targets(output, relative, arguments.samples),
@@ -113,6 +113,21 @@ def run(arguments: Namespace) -> int:
     done = total - failed
     print(f"{done} of {total} photos degraded into {output}" + f", {failed} skipped" * bool(failed))
     return 0 if not failed else 1 if done else 2
+
+
+@contextmanager
+def _warnings_of(photo: Path) -> Iterator[None]:
+    """Warnings name the photo, in lines of their own, not at the end of the progress bar's."""
+
+    def write(message: Warning | str, *_: Any, **__: Any) -> None:
+        words = " ".join(str(message).split())
+        tqdm.write(f"warning: {photo}: {words}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        # That a photo is large enough to be malicious; these are the user's own.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.showwarning = write
+        yield
 
 
 def _domain(text: str | None) -> str | dict[str, float] | None:
