@@ -19,7 +19,8 @@ from restoration import Image8, Pool, as_tensor
 from deflow_aug import DeFlowDegrader, cli, randomness
 from deflow_aug.baselines import fit_all
 from deflow_aug.evaluation import load_pairs
-from deflow_aug.image_files import find_images, read_image, write_image
+from deflow_aug.image_files import read_image, write_image
+from deflow_aug.image_folders import find_images
 from deflow_aug.resize import bicubic_downscale
 
 SCALE = 4

@@ -231,7 +231,9 @@ class DeFlowDegrader(ModelHubMixin):
             img: an image or a batch of images; see the class.
             temperature: tau, one for all or one for each image of the batch. 0 gives the input
                 back, to within rounding, but with the colours of the degraded domain if the model
-                knows its channel statistics; 1 is the learned degradation.
+                knows its channel statistics; 1 is the learned degradation. Above 3 or so the
+                latents are far outside of what training saw: results are clipped and discoloured
+                rather than noisier.
             n_samples: number of samples of each image.
             seed: fixes the result of each image, whatever it is batched with. Images that share a
                 seed share the latent noise: give a batch one seed for each image. None draws
@@ -246,7 +248,8 @@ class DeFlowDegrader(ModelHubMixin):
                 and on a CPU where they have more than half a megapixel, which is quicker. A
                 number: the side of tiles, in pixels. None or 0: everything at once. Noise belongs
                 to positions of the image, and tiles see what is around them (:meth:`halo`): with
-                tiles, results differ by less than 1/255.
+                tiles, results differ by less than 1/255. What is around them is computed with each
+                of them: those smaller than twice the halo take many times the work.
 
         Returns:
             The kind of image that came in. For n_samples > 1 a list of PIL images, or an array or

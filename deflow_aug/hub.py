@@ -86,6 +86,11 @@ def find_weights(name: str | os.PathLike[str], **download: Any) -> tuple[Path, P
                     "'deflow-aug train' wrote"
                 )
         return folder / CONFIG_NAME, folder / SAFETENSORS_SINGLE_FILE
+    if Path(text).is_file():  # and, as folder/file, no Hub id
+        raise WeightsError(
+            f"{text} is a file: weights are a folder that save_pretrained, 'deflow-aug train' or, "
+            "from a published .pth file, 'deflow-aug convert' wrote"
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
         raise WeightsError(
             f"no weights {text!r}: it is no folder, no Hub id ('user/model'), and not among the "

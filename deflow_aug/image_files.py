@@ -1,4 +1,4 @@
-"""One place for finding, reading and writing image files."""
+"""One place for reading and writing image files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
 from deflow_aug.images import SIXTEEN_BIT_GREY, Array, check_shape
 
@@ -30,7 +30,8 @@ _MODES = {
     | {"LA", "P", "PA", "RGBA", "I", "I;16", "I;16B", "F", "CMYK", "YCbCr", "LAB"},
     "WEBP": _GREY_AND_RGB | {"LA", "P", "RGBA"},
 }
-_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
+_FORMATS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG")
+_FORMATS |= {".tif": "TIFF", ".tiff": "TIFF"}
 _FORMATS |= {f".{name.lower()}": name for name in _MODES if name not in _FORMATS.values()}
 _OPTIONS: dict[str, dict[str, Any]] = {
     # Full chroma resolution: a re-encode must not wash out the degradation.
@@ -43,11 +44,32 @@ PNG_LEVEL = 3
 _KEEPS_PROFILE_AND_EXIF = frozenset({"JPEG", "PNG", "TIFF", "WEBP"})
 _KEEPS_COLOUR_KEY = frozenset({"GIF", "PNG", "WEBP"})
 
-IMAGE_SUFFIXES: frozenset[str] = frozenset(_FORMATS)
+# Read, but not written. Pillow before 11.3 does not know the name, later ones may be built without.
+_AVIF = "avif" in features.modules and features.check("avif")
+IMAGE_SUFFIXES: frozenset[str] = frozenset(_FORMATS) | ({".avif"} if _AVIF else set())
+"""Suffixes of image files that are read here."""
+
+RAW_SUFFIXES = frozenset(
+    (
+        *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf"),
+        *(".iiq", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf"),
+        *(".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+    )
+)
+"""Of what cameras store before it is a picture."""
+
+UNREAD_SUFFIXES = (
+    RAW_SUFFIXES | {".avif", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jxl"}
+) - IMAGE_SUFFIXES
+"""Of photographs that are not read here."""
 
 
 class UnreadableImageError(OSError):
     """The file exists but is no image that can be decoded in full."""
+
+
+class TooLargeError(UnreadableImageError):
+    """The image has more pixels than Pillow decodes at once."""
 
 
 LEFT_OUT = (
@@ -61,37 +83,6 @@ LEFT_OUT = (
 
 Not so memory and disk errors, which concern all files.
 """
-
-
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """All files under `folder` with one of IMAGE_SUFFIXES, in any case, sorted by path.
-
-    Files and folders whose name starts with a dot are left out. Links to folders are followed, and
-    each folder is searched once, however many links lead to it. The list may be empty. Raises
-    FileNotFoundError or NotADirectoryError if `folder` is no folder, and OSError if a folder in it
-    cannot be read.
-    """
-    root = Path(folder)
-    if not root.exists():
-        raise FileNotFoundError(f"no such folder: {root}")
-    if not root.is_dir():
-        raise NotADirectoryError(f"expected a folder of images, got a file: {root}")
-
-    def fail(error: OSError) -> None:
-        raise error  # os.walk would skip the folder
-
-    found: list[Path] = []
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(root, onerror=fail, followlinks=True):
-        place = os.path.realpath(parent)
-        if place in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = [Path(parent, name) for name in names if not name.startswith(".")]
-        found += [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(found, key=lambda path: path.relative_to(root).parts)
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image | Array:
@@ -126,10 +117,10 @@ def decoded(data: bytes, path: Path) -> Image.Image | Array:
     except (ImportError, MemoryError):
         raise  # nothing is wrong with the file
     except UnidentifiedImageError as error:
-        reason = "not an image, or of a format that Pillow does not know"
+        reason = _unknown(path, io.BytesIO(data))
         raise UnreadableImageError(f"cannot read image {path}: {reason}") from error
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(f"cannot read image {path}: {_too_large(error)}") from error
+        raise too_large(path, BY_HAND) from error
     except Exception as error:  # decoders meet damaged files with exceptions of many kinds
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error
 
@@ -146,13 +137,12 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         with open(path, "rb") as file, Image.open(file) as img:
             return img.height, img.width
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(f"cannot read image {path}: {_too_large(error)}") from error
+        raise too_large(path, BY_HAND) from error
     except UnidentifiedImageError as error:
-        reason = (
-            "not an image, or of a format that Pillow does not know"
-            if path.stat().st_size
-            else "the file is empty (0 bytes)"
-        )
+        reason = "the file is empty (0 bytes)"
+        if path.stat().st_size:
+            with open(path, "rb") as file:
+                reason = _unknown(path, file)
         raise UnreadableImageError(f"cannot read image {path}: {reason}") from error
     except MemoryError:
         raise
@@ -165,18 +155,48 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def _check_kind(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise UnreadableImageError(
+            f"cannot read image {path}: it is a link to {os.readlink(path)}, which leads nowhere"
+        )
     # Opening a pipe would wait for somebody to write into it, for ever.
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UnreadableImageError(f"cannot read image {path}: it is no regular file")
+    # Pillow takes some of them for TIFF files, and the small preview in them for the picture.
+    if path.suffix.lower() in RAW_SUFFIXES and path.is_file():
+        raise UnreadableImageError(
+            f"cannot read image {path}: camera raw is not read; develop it into a PNG or TIFF file"
+        )
 
 
-def _too_large(error: Exception) -> str:
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-    return (
-        f"{error}. It is larger than Pillow's limit of {limit / 1e6:.0f} megapixels, which keeps "
-        "malicious files from filling the memory: cut it into parts, or raise "
-        "PIL.Image.MAX_IMAGE_PIXELS if you trust it ('deflow-aug degrade' reads PNG files, and "
-        "degrader.degrade_file too, part by part, whatever their size)"
+def _unknown(path: Path, file: BinaryIO) -> str:
+    """Why Pillow knows no format for a file that is not empty."""
+    if (suffix := path.suffix.lower()) in UNREAD_SUFFIXES:
+        return f"{suffix} files are not read; convert it to PNG first"
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(file)
+        channels, bits, kind = tags.get(277, 1), tags.get(258, (1,))[0], tags.get(339, (1,))[0]
+    except Exception:  # it is no TIFF file, or damaged
+        bits, kind = 0, 0
+    if bits > 16 or kind == 3:
+        numbers = "floating-point numbers" if kind == 3 else "integers"
+        return (
+            f"a TIFF file with {channels} channels of {bits}-bit {numbers}, which Pillow does not "
+            "know; make it an image of 8 or 16 bits first"
+        )
+    return "not an image, damaged at its beginning, or of a format that Pillow does not know"
+
+
+BY_HAND = "cut it into parts, or, if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS before"
+
+
+def too_large(path: Path, remedy: str) -> TooLargeError:
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+    return TooLargeError(
+        f"cannot read image {path}: it has more than {limit:.3g} megapixels, Pillow's limit "
+        f"against decompression bombs, files made to fill the memory; {remedy}"
     )
 
 
@@ -272,7 +292,7 @@ def write_image(image: Image.Image | Array, path: str | os.PathLike[str]) -> Non
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(
             f"cannot write {path}: unknown suffix {path.suffix!r}, use one of "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+            f"{', '.join(sorted(_FORMATS))}"
         )
     data = encoded(image, path)
     if not path.parent.is_dir():

@@ -20,12 +20,14 @@ from PIL import Image
 
 from deflow_aug.image_files import (
     PNG_LEVEL,
+    TooLargeError,
     UnreadableImageError,
     decoded,
     encoded,
     orientation,
     read_image,
     replacing,
+    too_large,
 )
 from deflow_aug.images import Array
 from deflow_aug.pieces import Box, cut, extent
@@ -67,18 +69,26 @@ def open_rows(path: str | os.PathLike[str], files: ExitStack) -> Rows:
         UnreadableImageError: if it cannot be read, whatever the reason.
     """
     path = Path(path)
+    reason = ""
     try:
         if path.is_file():
             file = files.enter_context(path.open("rb"))
             try:
                 return _PngRows(path, file)
-            except (FormatError, UnreadableImageError):
-                pass  # no PNG file that has rows; or read_image knows what is wrong with it
+            except (FormatError, UnreadableImageError) as error:
+                reason = str(error)  # there are no rows to read; or read_image knows what is wrong
         image = read_image(path)
+    except TooLargeError as error:
+        raise too_large(
+            path,
+            f"PNG files are read part by part, whatever their size, but not this one: {reason}. "
+            "Cut it into parts, or save it anew as PNG, upright, neither interlaced nor animated",
+        ) from error
     except UnreadableImageError:
         raise
     except (OSError, ImportError) as error:
-        raise UnreadableImageError(str(error)) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UnreadableImageError(f"cannot read image {path}: {reason}") from error
     if isinstance(image, Image.Image) and image.mode == "F":
         raise UnreadableImageError(
             f"{path} has floating-point pixels, which PNG files cannot hold; make it an image of "
@@ -132,7 +142,11 @@ class _PngRows:
             raise UnreadableImageError(f"cannot read image {self.path}: {error}") from error
         self.bytes = np.concatenate(blocks)
         some = slice(rows.start - self.first, rows.stop - self.first)
-        return decoded(self._picture(self.bytes[some]), self.path)
+        try:
+            return decoded(self._picture(self.bytes[some]), self.path)
+        except TooLargeError as error:
+            remedy = f"{rows.stop - rows.start} rows of it do, too: compute it in smaller tiles"
+            raise too_large(self.path, remedy) from error
 
     def _picture(self, rows: Array) -> bytes:
         return picture(self.header, self.more, np.pad(rows, ((0, 0), (1, 0))))

@@ -23,7 +23,7 @@ from PIL import Image
 
 from deflow_aug import DeFlowDegrader
 from deflow_aug.evaluation.noise import add_white_noise, best_white_noise, load_pairs, noise_of
-from deflow_aug.image_files import find_images
+from deflow_aug.image_folders import find_images
 
 PHOTO = Path(__file__).parents[1] / "examples" / "images" / "guitar.png"
 CROP = (slice(216, 312), slice(200, 296))

@@ -73,7 +73,8 @@ from torchmetrics.functional import image as metrics
 from tqdm import tqdm
 
 from deflow_aug import CleanCrops, DeFlowDegrader, DegradedPairs, DegradingLoader, evaluation
-from deflow_aug.image_files import find_images, write_image
+from deflow_aug.image_files import write_image
+from deflow_aug.image_folders import find_images
 from deflow_aug.resize import bicubic_downscale
 from deflow_aug.rrdb import RRDB
 

@@ -1,7 +1,9 @@
 """The command line, in this process unless a process must die; training has its own file."""
 
+import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +146,98 @@ def test_a_file_that_cannot_be_read_is_skipped_and_counted(
     assert main(arguments) == 2
 
 
+def test_links_that_lead_nowhere_are_skipped_and_counted(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    write_noise(photos / "a.png", 16, 16)
+    (photos / "circle.png").symlink_to("circle.png")
+    (photos / "dangling.png").symlink_to("gone.png")
+    (photos / "folder").symlink_to(photos)
+    command = ["degrade", str(photos), f"--output={tmp_path / 'out'}", f"--weights={weights}"]
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    for name, target in (("circle", "circle"), ("dangling", "gone")):
+        path = photos / f"{name}.png"
+        assert f"skipped {path}: it is a link to {target}.png, which leads nowhere" in captured.err
+    assert captured.out.startswith("1 of 3 photos")
+
+
+def test_warnings_name_the_photo(
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def degrade_file(*_: object, **__: object) -> None:
+        warnings.warn("Corrupt EXIF data.  Expecting more. ", stacklevel=1)  # as Pillow's are
+
+    write_noise(tmp_path / "a.png", 16, 16)
+    monkeypatch.setattr(DeFlowDegrader, "degrade_file", degrade_file)
+    command = ["degrade", str(tmp_path / "a.png"), f"--output={tmp_path / 'out'}"]
+    assert main([*command, f"--weights={weights}"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert f"warning: {tmp_path / 'a.png'}: Corrupt EXIF data. Expecting more." in lines
+
+
+def test_names_of_any_kind(weights: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "meine Fotos"
+    for name in ("a b.png", "ünï 写真.jpg", "x.y.png", "-x.png", "[1]%d.png"):
+        write_noise(photos / name, 16, 16)
+    command = ["degrade", str(photos), f"--output={tmp_path / 'zu spät'}", f"--weights={weights}"]
+    assert main(command) == 0
+    names = {path.name for path in (tmp_path / "zu spät").iterdir()}
+    assert names == {"a b.png", "ünï 写真.png", "x.y.png", "-x.png", "[1]%d.png"}
+
+
+def test_paths_that_are_not_there_are_skipped_and_counted(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_noise(tmp_path / "a.png", 16, 16)
+    (tmp_path / "empty").mkdir()
+    photos = [str(tmp_path / name) for name in ("missing.png", "a.png", "empty")]
+    output = tmp_path / "out"
+    assert main(["degrade", *photos, f"--output={output}", f"--weights={weights}"]) == 1
+    captured = capsys.readouterr()
+    assert f"skipped: no file or folder {photos[0]}" in captured.err
+    assert f"skipped: no image files in {photos[2]}" in captured.err
+    assert captured.out.startswith("1 of 3 photos")
+    assert captured.out.endswith(", 2 skipped\n")
+    assert [path.name for path in output.iterdir()] == ["a.png"]
+    lost = [photos[0], photos[2]]
+    assert main(["degrade", *lost, f"--output={output}", f"--weights={weights}"]) == 2
+    told = capsys.readouterr().err
+    assert all(path in told for path in lost)
+
+
+def test_a_folder_that_cannot_be_searched_is_skipped_and_counted(
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_noise(tmp_path / "photos" / "a.png", 16, 16)
+    write_noise(tmp_path / "photos" / "locked" / "b.png", 16, 16)
+    honest = os.scandir
+
+    def scandir(folder: str) -> object:
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return honest(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    output = tmp_path / "out"
+    command = ["degrade", f"--output={output}", f"--weights={weights}"]
+    assert main([*command, str(tmp_path / "photos")]) == 1
+    captured = capsys.readouterr()
+    reason = f"cannot search the folder {tmp_path / 'photos' / 'locked'}: Permission denied"
+    assert f"skipped: {reason}" in captured.err
+    assert captured.out.startswith("1 of 2 photos")
+    assert [path.name for path in output.iterdir()] == ["a.png"]
+    assert main([*command, str(tmp_path / "photos" / "locked")]) == 2
+    assert f"deflow-aug degrade: {reason}\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -182,6 +276,41 @@ def test_bad_arguments_are_told(
         assert status == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--temperature=50", "warning: --temperature 50 makes the latent shift 50 times what was"),
+        # 16 = 8 + 2 * 4 pixels a side, and 8 of them count.
+        (
+            "--tile=7",
+            "warning: --tile 7: each tile of 8 pixels is computed with 8 pixels around it, 9",
+        ),
+        ("--temperature=3", None),
+        ("--tile=16", None),
+        ("--tile=0", None),
+        ("--tile=auto", None),
+    ],
+)
+def test_settings_that_make_little_sense_are_told_of_once(
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    message: str | None,
+) -> None:
+    monkeypatch.setattr(DeFlowDegrader, "halo", lambda self: 8)
+    for name in "abc":
+        write_noise(tmp_path / "photos" / f"{name}.png", 24, 24)
+    command = ["degrade", str(tmp_path / "photos"), f"--output={tmp_path / 'out'}"]
+    assert main([*command, f"--weights={weights}", flag]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(told) == (message is not None)
+    assert message is None or told[0].startswith(message)
+    assert flag != "--tile=7" or "9 times the work" in told[0]  # 24 pixels a side instead of 8
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_the_command_tells_its_version() -> None:

@@ -210,7 +210,7 @@ def test_without_ground_truth_it_asks_classifiers(
         (["--pairs", "{one}", "--json", "{clean}"], "--json must be a file"),
         (["--pairs", "{one}", "--report", "{file}"], "--report must be a folder"),
         (["--pairs", "{clean}"], "no pairs NAME_degraded"),
-        (["--pairs", "{one}/absent"], "is not a folder"),
+        (["--pairs", "{one}/absent"], "absent is not there"),
         (["--pairs", "{one}", "--weights", "small="], "--weights takes NAME=WEIGHTS"),
         (["--pairs", "{one}", "--weights", "a={small}", "a={small}"], "each name once"),
         (["--pairs", "{one}", "--weights", "nothing={small}"], "may not have a baseline's name"),

@@ -167,6 +167,9 @@ def test_unusable_kernels_are_named(tmp_path: Path, kernel: np.ndarray, message:
 def test_folders_without_kernels(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         load_kernels(tmp_path / "missing")
+    (tmp_path / "kernel").touch()
+    with pytest.raises(DataError, match="is a file"):
+        load_kernels(tmp_path / "kernel")
     with pytest.raises(DataError, match="no blur kernels"):
         load_kernels(tmp_path)
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")

@@ -361,6 +361,17 @@ def test_unknown_name_lists_the_bundled(bundle: Path, name: str) -> None:
     assert repr(name) in str(caught.value)
 
 
+def test_a_file_is_no_weights(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is its path, which looks like one, taken for a Hub id."""
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoints").mkdir()
+    Path("checkpoints", "latest.pth").touch()
+    with pytest.raises(WeightsError, match=r"latest\.pth is a file: .*deflow-aug convert"):
+        load("checkpoints/latest.pth")
+
+
 def test_a_folder_goes_before_bundled_weights_and_the_hub(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,6 +269,43 @@ def test_png_files_of_any_size_are_read(tmp_path: Path, monkeypatch: pytest.Monk
         same(rows.read(slice(250, 300)), piece(whole, 250, 300))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("turned.png", "its rows are not those of the upright picture"),
+        ("animated.png", "its rows are not stored one after another"),
+        ("truncated.png", "it is truncated"),
+        ("photo.bmp", "it is no PNG file"),
+    ],
+)
+def test_why_a_large_file_cannot_be_read_by_bands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, reason: str
+) -> None:
+    path = tmp_path / kind
+    makers = {"turned.png": turned, "animated.png": animated}
+    makers.get(kind, random_pil("RGB", (20, 20)).save)(path)
+    if kind == "truncated.png":
+        path.write_bytes(path.read_bytes()[:-100])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90)
+    with pytest.raises(UnreadableImageError) as caught, ExitStack() as files:
+        open_rows(path, files)
+    message = str(caught.value)
+    assert message.count(str(path)) == 1
+    assert "more than 0.00018 megapixels, Pillow's limit" in message
+    assert f"but not this one: {reason}. Cut it into parts, or save it anew as PNG" in message
+    assert "deflow-aug" not in message  # which may be what just failed
+
+
+def test_bands_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_pil("RGB", (30, 300)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with ExitStack() as files:
+        rows = open_rows(tmp_path / "a.png", files)
+        with pytest.raises(UnreadableImageError, match=r"200 rows of it do, too: .* smaller tiles"):
+            rows.read(slice(0, 200))
+
+
 # -- degrading ---------------------------------------------------------------------------------
 
 
@@ -365,5 +402,5 @@ def test_large_photos_on_the_command_line_raise_no_alarm(
     photos = [str(tmp_path / name) for name in ("a.png", "b.jpg")]
     command = ["degrade", *photos, f"--weights={tmp_path / 'w'}", "--tile=16"]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         assert main([*command, f"--output={tmp_path / 'out'}"]) == 0

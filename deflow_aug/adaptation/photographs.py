@@ -18,7 +18,8 @@ from deflow_aug import randomness
 from deflow_aug.adaptation.closed_form import Moments, latent_moments
 from deflow_aug.config import CLEAN
 from deflow_aug.degrader import Images
-from deflow_aug.image_files import LEFT_OUT, find_images, read_image
+from deflow_aug.image_files import LEFT_OUT, read_image
+from deflow_aug.image_folders import find_images
 from deflow_aug.images import unpack
 from deflow_aug.model import DeFlow
 from deflow_aug.randomness import Stream

@@ -85,5 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         # What a user can mend, missing packages of extras too; anything else is a bug and keeps
         # its traceback.
-        print(f"deflow-aug {command}: {error}", file=sys.stderr)
+        print(f"deflow-aug {command}: {told(error)}", file=sys.stderr)
         return 2
+
+
+def told(error: Exception) -> str:
+    """An error in words: the system's own without their number."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -8,7 +8,9 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
+from deflow_aug.cli.places import output_folder
 from deflow_aug.hub import DEFAULT_WEIGHTS
+from deflow_aug.image_folders import find_images
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -52,13 +54,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    output = Path(arguments.output)
+    output = output_folder("--output", arguments.output)
     if (output / "config.json").exists():
         raise FileExistsError(f"{output} holds weights already; choose another --output folder")
     if arguments.clean is not None:
         folders = Path(arguments.clean).resolve(), Path(arguments.degraded).resolve()
         if folders[0] == folders[1]:
             raise ValueError(f"--clean and --degraded are the same folder, {arguments.clean}")
+        find_images(arguments.clean)  # what is wrong with it is found before it is its turn
 
     from deflow_aug.adaptation import adapt
     from deflow_aug.degrader import DeFlowDegrader

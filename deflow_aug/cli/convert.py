@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from deflow_aug.cli.places import existing_file, output_folder
 from deflow_aug.config import ChannelStatistics
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    checkpoint, output = Path(arguments.checkpoint), Path(arguments.output)
+    output = output_folder("--output", arguments.output)
+    checkpoint = existing_file("CHECKPOINT", arguments.checkpoint, "a .pth or .safetensors file")
     if (output / "config.json").exists():
         raise FileExistsError(f"{output} holds weights already; choose another --output folder")
 
@@ -73,7 +74,8 @@ def _statistics(arguments: Namespace) -> ChannelStatistics | None:
     if arguments.statistics is not None:
         if given:
             raise ValueError(f"give --statistics, or {flags}, not both")
-        return published_statistics(arguments.statistics)
+        file = existing_file("--statistics", arguments.statistics, "a YAML file")
+        return published_statistics(file)
     if given and len(given) < len(names):
         missing = ", ".join(f"--{name}" for name in names if name not in given)
         raise ValueError(f"{flags} belong together; missing: {missing}")

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import math
+import os
 import sys
 import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 from tqdm import tqdm
 
+from deflow_aug.cli.places import output_folder
+from deflow_aug.cli.temperature import checked
 from deflow_aug.hub import DEFAULT_WEIGHTS
-from deflow_aug.image_files import UnreadableImageError, find_images
+from deflow_aug.image_files import UnreadableImageError
+from deflow_aug.image_folders import find_images
+
+if TYPE_CHECKING:
+    from deflow_aug.degrader import DeFlowDegrader
+
+SMALL = 128
+"""Sides of tiles below which it is worth asking how wide the model's halo is: it takes seconds."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -61,13 +72,14 @@ def run(arguments: Namespace) -> int:
         raise ValueError(f"--samples must be at least 1, got {arguments.samples}")
     if arguments.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
-    if not 0 <= arguments.temperature < math.inf:
-        raise ValueError(f"--temperature must be at least 0, got {arguments.temperature}")
-    if "" in (*arguments.photos, arguments.output):
-        raise ValueError("one of the photos, or --output, is empty; '.' is this folder")
+    temperature = checked(arguments.temperature)
+    if "" in arguments.photos:
+        raise ValueError("one of the photos is empty; '.' is this folder")
     domain, tile = _domain(arguments.domain), _tile(arguments.tile)
-    output = Path(arguments.output)
-    jobs = list(_jobs([Path(photo) for photo in arguments.photos]))
+    output = output_folder("--output", arguments.output)
+    jobs, lost = _jobs([Path(photo) for photo in arguments.photos])
+    if not jobs:
+        raise FileNotFoundError("\n".join(lost))
     _check_targets(jobs, output, arguments.samples)
 
     from deflow_aug.degrader import DeFlowDegrader
@@ -76,16 +88,17 @@ def run(arguments: Namespace) -> int:
         arguments.weights, device=arguments.device, dequantize=arguments.dequantize
     )
     degrader.check_domain(domain)
-    failed = 0
+    _tell_of_small_tiles(degrader, tile)
+    for reason in lost:
+        print(f"skipped: {reason}", file=sys.stderr)
+    failed = len(lost)
     for source, relative in tqdm(jobs, desc="degrading", unit="photo"):
         try:
-            with warnings.catch_warnings():
-                # That a photo is large enough to be malicious; these are the user's own.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with _warnings_of(source):
                 degrader.degrade_file(
                     source,
                     _targets(output, relative, arguments.samples),
-                    arguments.temperature,
+                    temperature,
                     seed=_seed(arguments.seed, relative),
                     domain=domain,
                     tile=tile,
@@ -94,13 +107,27 @@ def run(arguments: Namespace) -> int:
             # RuntimeError is what torch raises when memory runs out: a smaller photo may still fit.
             # Other OSErrors come from writing (a full disk) and concern all photos.
             failed += 1
-            tqdm.write(f"skipped {source}: {error}", file=sys.stderr)
-    done = len(jobs) - failed
-    print(
-        f"{done} of {len(jobs)} photos degraded into {output}"
-        + f", {failed} skipped" * bool(failed)
-    )
+            reason = str(error).removeprefix(f"cannot read image {source}: ")
+            tqdm.write(f"skipped {source}: {reason}", file=sys.stderr)
+    total = len(jobs) + len(lost)
+    done = total - failed
+    print(f"{done} of {total} photos degraded into {output}" + f", {failed} skipped" * bool(failed))
     return 0 if not failed else 1 if done else 2
+
+
+@contextmanager
+def _warnings_of(photo: Path) -> Iterator[None]:
+    """Warnings name the photo, in lines of their own, not at the end of the progress bar's."""
+
+    def write(message: Warning | str, *_: Any, **__: Any) -> None:
+        words = " ".join(str(message).split())
+        tqdm.write(f"warning: {photo}: {words}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        # That a photo is large enough to be malicious; these are the user's own.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.showwarning = write
+        yield
 
 
 def _domain(text: str | None) -> str | dict[str, float] | None:
@@ -132,19 +159,48 @@ def _tile(text: str) -> int | str:
     return int(text)
 
 
-def _jobs(photos: list[Path]) -> Iterator[tuple[Path, Path]]:
-    """Each input file with the path of its result under the output folder, suffix still its own."""
+def _tell_of_small_tiles(degrader: DeFlowDegrader, tile: int | str) -> None:
+    """They are right, but slow: what is computed around each of them is more than itself."""
+    if not isinstance(tile, int) or not 0 < tile < SMALL:
+        return
+    from deflow_aug.tiling import padded
+
+    side, halo = padded(tile, degrader.model.config.size_multiple), degrader.halo()
+    if side < 2 * halo:
+        warnings.warn(
+            f"--tile {tile}: each tile of {side} pixels is computed with {halo} pixels around it, "
+            f"{(1 + 2 * halo / side) ** 2:.0f} times the work of a photo at once, and results are "
+            f"the same; {4 * halo} or more, or auto, is quicker",
+            stacklevel=2,
+        )
+
+
+def _jobs(photos: list[Path]) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Each input file with the path of its result under the output folder, suffix still its own.
+
+    And why there are none of some photos and folders: the others can be degraded all the same.
+    """
+    jobs: list[tuple[Path, Path]] = []
+    lost: list[str] = []
+
+    def refused(error: OSError) -> None:
+        lost.append(f"cannot search the folder {error.filename}: {error.strerror}")
+
     for photo in photos:
-        if photo.is_dir():
-            files = find_images(photo)
-            if not files:
-                raise ValueError(f"no image files in {photo}")
-            for file in files:
-                yield file, file.relative_to(photo)
-        elif photo.exists():
-            yield photo, Path(photo.name)
-        else:
-            raise FileNotFoundError(f"no file or folder {photo}")
+        before = len(lost)
+        try:
+            if photo.is_dir():
+                files = find_images(photo, refused)
+                jobs += [(file, file.relative_to(photo)) for file in files]
+                if not files and len(lost) == before:
+                    lost.append(f"no image files in {photo}")
+            elif photo.exists():
+                jobs.append((photo, Path(photo.name)))
+            else:
+                lost.append(f"no file or folder {photo}")
+        except OSError as error:
+            lost.append(str(error))
+    return jobs, lost
 
 
 def _targets(output: Path, relative: Path, samples: int) -> list[Path]:
@@ -156,13 +212,14 @@ def _targets(output: Path, relative: Path, samples: int) -> list[Path]:
 
 def _check_targets(jobs: list[tuple[Path, Path]], output: Path, samples: int) -> None:
     """No result may overwrite a photo or another result."""
-    inputs = {source.resolve() for source, _ in jobs}
+    # Not Path.resolve, which some versions of Python let fail where links lead in a circle.
+    inputs = {Path(os.path.realpath(source)) for source, _ in jobs}
     folders = {path.parent for path in inputs}
     owners: dict[Path, list[Path]] = {}
     for source, relative in jobs:
         for target in _targets(output, relative, samples):
             # A file of that name beside the photos is taken for a photo too.
-            place = target.resolve()
+            place = Path(os.path.realpath(target))
             if place in inputs or (place.parent in folders and place.exists()):
                 raise ValueError(
                     f"{target} would overwrite an input; choose another --output folder"

@@ -6,7 +6,6 @@ Prints tables; --report writes them as one HTML page, with plots and samples. On
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +18,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 import deflow_aug
 from deflow_aug.baselines import Baseline, Nothing, WhiteNoise, fit_all
+from deflow_aug.cli.places import output_folder
+from deflow_aug.cli.temperature import checked
 from deflow_aug.degrader import DeFlowDegrader
 from deflow_aug.evaluation import compare, figures, html_report, noise, photographs, unpaired
 from deflow_aug.evaluation.degraders import Degrader, OfDomain
@@ -168,20 +169,19 @@ def _check(arguments: Namespace) -> None:
     for name, least in (("draws", 1), ("seed", 0)):
         if getattr(arguments, name) < least:
             raise ValueError(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
-    if not 0 <= arguments.temperature < math.inf:
-        raise ValueError(f"--temperature must be at least 0, got {arguments.temperature}")
+    checked(arguments.temperature)
     titles = [title(Path(folder)) for folder in arguments.pairs]
     if twice := sorted({name for name in titles if titles.count(name) > 1}):
         raise ValueError(f"--pairs names {', '.join(twice)} twice")
-    for name in ("report", "json"):
-        path = getattr(arguments, name)
-        kind = "folder" if name == "report" else "file"
-        if path is not None and Path(path).exists() and Path(path).is_dir() != (kind == "folder"):
-            raise ValueError(f"--{name} must be a {kind}, which {path} is not")
+    if arguments.report is not None:
+        output_folder("--report", arguments.report)
     if arguments.report is not None and find_spec("matplotlib") is None:
         raise ImportError(INSTALL)
     if arguments.json is not None:  # all is computed before it is written
-        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
+        if Path(arguments.json).is_dir():
+            raise IsADirectoryError(f"--json must be a file, but {arguments.json} is a folder")
+        folder = output_folder("the place of --json", str(Path(arguments.json).parent))
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _models(arguments: Namespace) -> dict[str, OfDomain]:

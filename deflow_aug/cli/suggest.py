@@ -14,6 +14,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from deflow_aug.cli.places import output_folder
+
 MARKDOWN, FIGURES, PLOT = "suggest.md", "suggest.json", "suggest.png"
 
 
@@ -60,9 +62,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     _check(arguments)
-    output = None if arguments.output is None else Path(arguments.output)
-    if output is not None and output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"--output must be a folder, but {output} is a file")
+    output = None if arguments.output is None else output_folder("--output", arguments.output)
 
     from deflow_aug.evaluation import crops, leak, leak_report
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 from tqdm import tqdm
 
+from deflow_aug.cli.places import existing_file, output_folder
 from deflow_aug.config import ConfigError
 from deflow_aug.training import plan as plans
 from deflow_aug.training import recipes
@@ -150,6 +151,7 @@ def run(arguments: Namespace) -> int:
 
     if values["tensorboard"]:
         require_tensorboard()
+    _check_places(values)
     newest = checkpoints.latest(output / "checkpoints")
     if main:
         _check_output(output, newest, values["resume"])
@@ -281,6 +283,17 @@ def _release_checkpoint(output: Path, which: str, samples: bool) -> int:
     release(outcome, start, outcome.sheet if samples else None)
     print(f"weights of step {outcome.step} of {outcome.recipe.steps} in {output}")
     return 0
+
+
+def _check_places(values: Mapping[str, Any]) -> None:
+    """What is wrong with them shall be told before the data are looked through."""
+    output = output_folder("--output", values["output"])
+    if values["cache_dir"] is not None:
+        output_folder("--cache-dir", values["cache_dir"])
+    # Of a run that goes on, the file is no longer needed.
+    if values["encoder_weights"] is not None and not (output / plans.FILE).exists():
+        expected = "RRDB (ESRGAN) weights, a .pth or .safetensors file"
+        existing_file("--encoder-weights", values["encoder_weights"], expected)
 
 
 def _check_output(output: Path, newest: Path | None, resume: bool) -> None:

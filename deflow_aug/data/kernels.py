@@ -29,7 +29,8 @@ def load_kernels(folder: Path) -> list[Kernel]:
             that is not positive.
     """
     if not folder.is_dir():
-        raise DataError(f"the folder of blur kernels {folder} does not exist")
+        is_not = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"the folder of blur kernels {folder} {is_not}")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not files:
         raise DataError(

@@ -15,7 +15,7 @@ from deflow_aug.data.facts import digest
 from deflow_aug.data.pictures import CACHE_BYTES, DataError, ImageFile, Pictures
 from deflow_aug.data.regions import Pixels, drawn_place, turned
 from deflow_aug.data.scan import NAMED, read_headers
-from deflow_aug.image_files import find_images
+from deflow_aug.image_folders import find_images
 from deflow_aug.randomness import Stream
 
 HALVES = ("clean", "degraded")

@@ -9,12 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deflow_aug.data.pictures import DataError, ImageFile
-from deflow_aug.image_files import (
-    IMAGE_SUFFIXES,
-    LEFT_OUT,
-    find_images,
-    image_size,
-)
+from deflow_aug.image_files import IMAGE_SUFFIXES, LEFT_OUT, image_size
+from deflow_aug.image_folders import find_images
 
 THREADS = min(16, 4 * (os.cpu_count() or 1))  # headers wait for the disk, or the network
 NAMED = 10  # of the files that are left out

@@ -16,7 +16,8 @@ from deflow_aug import randomness
 from deflow_aug.evaluation.auc import Bools, Integers
 from deflow_aug.evaluation.photographs import left_out, usable
 from deflow_aug.evaluation.scenes import scene_of
-from deflow_aug.image_files import LEFT_OUT, find_images, image_size
+from deflow_aug.image_files import LEFT_OUT, image_size
+from deflow_aug.image_folders import find_images
 from deflow_aug.randomness import Stream
 
 CROP = 256

@@ -44,7 +44,10 @@ def load_pairs(folder: str | Path) -> list[Pair]:
 
     folder = Path(folder)
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder")
+        given = "a file" if folder.exists() else "not there"
+        raise NotADirectoryError(
+            f"expected a folder of pairs, NAME_clean.* and NAME_degraded.*, but {folder} is {given}"
+        )
     found: dict[str, dict[str, Path]] = {"clean": {}, "degraded": {}}
     for path in sorted(folder.iterdir()):
         name, _, half = path.stem.rpartition("_")

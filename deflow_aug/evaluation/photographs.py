@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deflow_aug import randomness
-from deflow_aug.image_files import LEFT_OUT, find_images, read_image
+from deflow_aug.image_files import LEFT_OUT, read_image
+from deflow_aug.image_folders import find_images
 from deflow_aug.images import unpack
 from deflow_aug.randomness import Stream
 

@@ -12,10 +12,10 @@ from deflow_aug.image_files import (
     IMAGE_SUFFIXES,
     LEFT_OUT,
     UnreadableImageError,
-    find_images,
     image_size,
     read_image,
 )
+from deflow_aug.image_folders import find_images
 from deflow_aug.pairs.lmdb_images import LmdbImages
 from deflow_aug.pairs.pictures import Picture, first_image, report
 
