@@ -25,7 +25,7 @@ from deflow_aug import DeFlowDegrader
 from deflow_aug.evaluation import load_pairs, noise_of
 from deflow_aug.evaluation.tables import Table
 from deflow_aug.hub import DEFAULT_WEIGHTS
-from deflow_aug.image_files import find_images
+from deflow_aug.image_folders import find_images
 
 Pixels = NDArray[np.uint8]
 
