@@ -22,7 +22,8 @@ from test_data import write_noise
 from deflow_aug.cli import main
 from deflow_aug.conditioning import ConditioningNetwork
 from deflow_aug.degrader import DeFlowDegrader
-from deflow_aug.training import curves, tracking
+from deflow_aug.training import correcting, curves, tracking
+from deflow_aug.training.state import State
 
 TINY = [
     "--model.scale=2", "--model.levels=2", "--model.steps=1", "--model.hidden=4",
@@ -403,6 +404,79 @@ def test_a_stopped_run_tells_how_to_go_on_and_does(
     # What was written down before the stop is not written twice.
     steps = [json.loads(line)["step"] for line in (output / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+
+
+def test_a_run_stopped_in_its_corrections_releases_the_same_weights(
+    folders: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = ("--steps=4", "--checkpoint_every=3", "--sample_every=4")
+    assert main(train(folders, tmp_path / "whole", *settings)) == 0
+    output = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            correcting, "remove_cast", lambda *_, **__: signal.raise_signal(signal.SIGINT)
+        )
+        assert main(train(folders, output, *settings)) == 130
+    told = capsys.readouterr().out
+    assert "stopped after all 4 steps, before the weights were released" in told
+    assert "step-00000004.safetensors" in told
+    assert not (output / "model.safetensors").exists()
+    # As they are, they can be had, and are no reason not to go on.
+    assert main(["train", "--release=last", f"--output={output}"]) == 0
+    assert "without the corrections" in capsys.readouterr().out
+    assert "without the corrections" in (output / "README.md").read_text()
+    assert main(["train", "--resume", f"--output={output}"]) == 0
+    for name in ("model.safetensors", "samples.png", "health.jsonl"):
+        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert "without the corrections" not in (output / "README.md").read_text()
+
+
+def test_what_is_told_of_a_run_that_was_interrupted_is_what_it_has_saved(
+    folders: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By a second Ctrl-C in the middle of an update, which cannot be saved."""
+    honest = State.update_average
+
+    def press(self: State) -> None:
+        honest(self)
+        if self.step == 1:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "update_average", press)
+        assert main(train(folders, tmp_path / "w", "--steps=4")) == 130
+    told = capsys.readouterr().out
+    assert "stopped at step 0 of 4; checkpoint" in told
+    assert "interrupted at step 1: those since are taken again" in told
+
+
+@pytest.mark.parametrize(
+    ("where", "told"), [("__init__", "interrupted\n"), ("finish", "stopped after all 2 steps")]
+)
+def test_sigterm_before_and_after_the_steps_is_told(
+    folders: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+    told: str,
+) -> None:
+    """Where there is nothing to save; by itself it would end the process without a word."""
+    before, output = signal.getsignal(signal.SIGTERM), tmp_path / "w"
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Watch, where, lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        assert main(train(folders, output, "--steps=2")) == 130
+    assert told in "".join(capsys.readouterr())
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert main(["train", "--resume", f"--output={output}"]) == 0
+    assert (output / "model.safetensors").exists()
 
 
 def test_a_killed_run_ends_in_the_same_weights(folders: Path, tmp_path: Path) -> None:

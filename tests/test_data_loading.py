@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deflow_aug.data import pictures
+from deflow_aug.data import loading, pictures
 from deflow_aug.data.batches import Batch
 from deflow_aug.data.folders import CropFolder, DataError
 from deflow_aug.data.loading import loader
@@ -189,6 +189,22 @@ def test_what_killed_runs_were_writing_is_removed(folders: Path, tmp_path: Path)
     os.utime(old, (0, 0))
     CropFolder(folders / "clean", 16, 4, cache_dir=cache)
     assert [path.name for path in cache.iterdir()] == [".new.tmp"]
+
+
+def test_signals_to_workers_that_are_just_starting_end_none(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From when PyTorch has them die of SIGTERM until they ignore it."""
+    honest = loading._start_worker
+
+    def start(number: int) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), one)
+        honest(number)
+
+    monkeypatch.setattr(loading, "_start_worker", start)
+    started = list(loader(make(folders), 0, 4, workers=2))
+    assert same(started, list(loader(make(folders), 0, 4)))
 
 
 def test_signals_to_all_processes_end_no_worker(folders: Path) -> None:

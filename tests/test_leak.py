@@ -317,6 +317,7 @@ def test_the_smallest_s_is_taken_that_neither_leaks_nor_is_contradicted() -> Non
     )
     found = leak_report.verdict(sweep, False)
     assert found.choice == sweep.readings[5]
+    assert found.sure
     text = leak_report.to_markdown(sweep, False)
     assert "Take s = 8 with noise 0.03" in text
     assert "- a note" in text
@@ -335,8 +336,15 @@ def test_few_images_make_a_weak_answer_and_no_s_a_remedy() -> None:
     # That an AUC of 0.7 may be chance is no reason to take its s.
     assert leak_report.verdict(weak, False).choice == readings[1]
     text = leak_report.to_markdown(weak, False)
-    assert "0.90 cannot be ruled out" in text
+    assert "up to 0.90 cannot be ruled out" in text
+    assert "s = 4 with noise 0.03" in text
+    assert "Take" not in text
+    assert leak_report.to_dict(weak, False)["sure"] is False
     assert text.count("too few images to tell") == 1
+    # Nor do narrow intervals of images that, weighted, are worth too few.
+    narrow = Sweep((reading(4, 0.03, 0.4, 0.5, 0.6),), (1.5, 9.0), ())
+    assert not leak_report.verdict(narrow, True).sure
+    assert "too few images to be sure" in leak_report.to_markdown(narrow, True)
     unsure = Sweep(readings[:1], (5.0, 5.0), ())
     found = leak_report.verdict(unsure, False)
     assert found.choice is None
@@ -345,3 +353,12 @@ def test_few_images_make_a_weak_answer_and_no_s_a_remedy() -> None:
     found = leak_report.verdict(none, False)
     assert found.choice is None
     assert "larger --noises or --scales" in " ".join(found.sentences)
+
+
+def test_what_the_mean_colour_tells_is_no_contradiction() -> None:
+    """The network sees nothing, and is not said to speak for all that h holds."""
+    blind, colour = Separation(0.5, 0.4, 0.6), Separation(0.9, 0.8, 1.0)
+    sweep = Sweep((Reading(2, 0.03, blind, colour, blind),), (40.0, 40.0), ())
+    first, second = leak_report.verdict(sweep, False).sentences
+    assert "at which nothing is seen" in first
+    assert second.startswith("But the mean colour alone tells the domains apart (AUC 0.90")

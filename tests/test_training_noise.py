@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ from PIL import Image
 from tiny_run import assert_same_weights, ignore, recipe, trainer, unpaired
 
 from deflow_aug.data.unpaired import CropFolder, UnpairedBatches
-from deflow_aug.training import correcting
+from deflow_aug.training import checkpoints, correcting
 from deflow_aug.training.checkpoints import CheckpointError
+from deflow_aug.training.loop import Progress, Trainer
 from deflow_aug.training.recipe import Recipe
 
 SIGMA = 6.0
@@ -114,27 +117,90 @@ def test_pictures_cached_on_disk_are_corrected_by_too(
     assert_same_weights(*averages)
 
 
+@pytest.fixture
+def whole(batches: UnpairedBatches, tmp_path: Path) -> Trainer:
+    """A run with both corrections, that nothing stops."""
+    run = trainer(batches, tmp_path / "whole", measuring(fit_in_flat_areas=True))
+    assert run.run(ignore)
+    return run
+
+
+def correct(resumed: Trainer) -> None:
+    """Run on: there are the corrections to make, and no step to take."""
+    assert resumed.step == resumed.recipe.steps
+    steps: list[Progress] = []
+    assert resumed.run(steps.append)
+    assert not steps
+
+
 @pytest.mark.parametrize("where", ["fit_in_flat_areas", "remove_cast"])
 def test_a_run_that_ends_in_its_corrections_makes_them_again(
-    where: str, batches: UnpairedBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str,
+    whole: Trainer,
+    batches: UnpairedBatches,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not from halfway, and not without them, though all steps were taken."""
-    settings = measuring(fit_in_flat_areas=True)
-    whole = trainer(batches, tmp_path / "whole", settings)
-    assert whole.run(ignore)
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    ended = trainer(batches, tmp_path / "ended", whole.recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(correcting, where, fail)
+        with pytest.raises(MemoryError):
+            ended.run(ignore)
+    resumed = trainer(batches, tmp_path / "ended", whole.recipe)
+    correct(resumed)
+    assert_same_weights(resumed, whole)
+    # It is told from one that is to go on.
+    assert trainer(batches, tmp_path / "ended", whole.recipe).state.finished
+    longer = trainer(batches, tmp_path / "ended", replace(whole.recipe, steps=10))
+    assert longer.run(ignore)
+    assert longer.step == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_does_not_wait_for_corrections(
+    number: signal.Signals,
+    whole: Trainer,
+    batches: UnpairedBatches,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second one is under way; what the first one did is taken back."""
 
     def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
+        raise AssertionError("it went on")
 
-    ended = trainer(batches, tmp_path / "ended", settings)
+    stopped = trainer(batches, tmp_path / "stopped", whole.recipe)
     with monkeypatch.context() as patch:
-        patch.setattr(correcting, where, stop)
-        with pytest.raises(KeyboardInterrupt):
-            ended.run(ignore)
-    resumed = trainer(batches, tmp_path / "ended", settings)
-    assert 0 < resumed.step < settings.steps
-    assert resumed.run(ignore)
-    assert_same_weights(resumed, whole)
+        patch.setattr(correcting, "remove_cast", stop)
+        with pytest.warns(UserWarning, match=f"{number.name}: stopping"):
+            assert not stopped.run(ignore)
+    saved = checkpoints.load(checkpoints.path_of(stopped.folder, whole.recipe.steps))
+    for name, tensor in stopped.average.state_dict().items():
+        assert torch.equal(tensor, saved.tensors[f"average.{name}"]), name
+    resumed = trainer(batches, tmp_path / "stopped", whole.recipe)
+    for run in (resumed, stopped):  # in another process, and in this one
+        correct(run)
+        assert_same_weights(run, whole)
+
+
+def test_a_request_to_stop_in_the_last_step_leaves_the_corrections(
+    whole: Trainer, batches: UnpairedBatches, tmp_path: Path
+) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.step == whole.recipe.steps:
+            signal.raise_signal(signal.SIGINT)
+
+    stopped = trainer(batches, tmp_path / "stopped", whole.recipe)
+    with pytest.warns(UserWarning, match="SIGINT"):
+        assert not stopped.run(stop)
+    correct(stopped)
+    assert_same_weights(stopped, whole)
 
 
 def test_without_flat_areas_m_stays(tmp_path: Path) -> None:

@@ -136,6 +136,14 @@ def run(arguments: Namespace) -> int:
     output = Path(values["output"])
     if values["release"] is not None:
         return _release_checkpoint(output, str(values["release"]), values["card_samples"])
+    from deflow_aug.training.processes import sigterm_interrupts
+
+    with sigterm_interrupts():
+        return _train_and_release(values, output)
+
+
+def _train_and_release(values: Mapping[str, Any], output: Path) -> int:
+    """All of a run, or what is left of it."""
     main = int(os.environ.get("RANK", "0")) == 0
     if not main:  # one process of several speaks for all
         warnings.simplefilter("ignore")
@@ -180,7 +188,8 @@ def run(arguments: Namespace) -> int:
     if not main:
         finished = trainer.run(lambda progress: None)
         return 130 if not finished else 0 if trainer.state.wrecked is None else 1
-    if trainer.step == recipe.steps and is_released(output, trainer.step):
+    done = trainer.step == recipe.steps and trainer.state.finished
+    if done and is_released(output, trainer.step):
         print(f"all {trainer.step} steps were taken before, and nothing is changed: {output}")
         return 0
 
@@ -194,24 +203,22 @@ def run(arguments: Namespace) -> int:
     sheet = SampleSheet(sources.crops(recipe.model.domains, recipe.seed), recipe.seed)
     watch = Watch(trainer, sheet, tensorboard=values["tensorboard"])
     try:
-        finished = _train(trainer, watch)
-        if finished:
-            picture = watch.finish()
+        try:
+            finished = _train(trainer, watch)
+            picture = watch.finish() if finished else None
+        finally:
+            watch.close()
+        wrecked = finished and trainer.state.wrecked is not None
+        if finished and not wrecked:
+            release(Outcome.of(trainer), plan.start, picture if values["card_samples"] else None)
     except KeyboardInterrupt:
         finished = False
-    finally:
-        watch.close()
     if not finished:
-        saved = checkpoints.latest(output / "checkpoints")
-        print(
-            f"stopped at step {trainer.step} of {recipe.steps}; checkpoint {saved}\n"
-            f"go on with: deflow-aug train --resume --output {output}"
-        )
+        _tell_stopped(trainer, output)
         return 130
-    if trainer.state.wrecked is not None:
+    if wrecked:
         _tell_wrecked(trainer, output)
         return 1
-    release(Outcome.of(trainer), plan.start, picture if values["card_samples"] else None)
     print(f"weights in {output}: DeFlowDegrader.from_pretrained({str(output)!r})")
     print(
         f"to share them: .push_to_hub('you/name'), which sends weights and facts alone. {output} "
@@ -255,6 +262,22 @@ def _warnings_above(bar: Any) -> Iterator[None]:
         warnings.showwarning = shown
 
 
+def _tell_stopped(trainer: Trainer, output: Path) -> None:
+    """What there is of a run that was stopped, and how it goes on."""
+    from deflow_aug.training import checkpoints
+
+    saved = checkpoints.steps(trainer.folder)
+    told, steps = "stopped before the first checkpoint", trainer.recipe.steps
+    if saved:
+        told = f"stopped at step {saved[-1]} of {steps}"
+        if saved[-1] == steps:
+            told = f"stopped after all {steps} steps, before the weights were released"
+        told += f"; checkpoint {checkpoints.path_of(trainer.folder, saved[-1])}"
+        if trainer.step > saved[-1]:
+            told += f" (interrupted at step {trainer.step}: those since are taken again)"
+    print(f"{told}\ngo on with: deflow-aug train --resume --output {output}")
+
+
 def _tell_wrecked(trainer: Trainer, output: Path) -> None:
     """Why there are no weights, and what can be done."""
     from deflow_aug.training.checkpoints import BEST
@@ -275,13 +298,14 @@ def _tell_wrecked(trainer: Trainer, output: Path) -> None:
 
 def _release_checkpoint(output: Path, which: str, samples: bool) -> int:
     """Write weights and card of a checkpoint, in place of those that the folder may have."""
-    from deflow_aug.training.release import Outcome, release
+    from deflow_aug.training.release import UNCORRECTED, Outcome, release
 
     outcome = Outcome.at(output, which)
     plan = output / plans.FILE
     start = plans.read(plan)["from"] if plan.exists() else None
     release(outcome, start, outcome.sheet if samples else None)
-    print(f"weights of step {outcome.step} of {outcome.recipe.steps} in {output}")
+    note = f" (the shifts are {UNCORRECTED})" * outcome.uncorrected
+    print(f"weights of step {outcome.step} of {outcome.recipe.steps} in {output}{note}")
     return 0
 
 

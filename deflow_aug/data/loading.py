@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,6 +15,10 @@ from deflow_aug.data.batches import Batch, Batches
 from deflow_aug.data.pictures import DataError
 
 AHEAD = 4  # batches that each worker makes in advance
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""What workers ignore: Ctrl-C reaches every process of the terminal, and schedulers send SIGTERM to
+all of a job; the one that trains ends its workers itself."""
 
 _Broken: TypeAlias = list[tuple[str, int, str]]  # domain, number of the file, reason
 
@@ -61,7 +66,9 @@ def loader(
         worker_init_fn=_start_worker,
         pin_memory=cuda,
     )
-    for made in data:
+    with _signals_wait():
+        all_made = iter(data)  # starts the workers
+    for made in all_made:
         for name, number, reason in made.broken:
             batches.sources[name].leave_out(number, reason)
         if made.batch is None:
@@ -102,11 +109,24 @@ class _Steps(Dataset[_Made]):
         return _Made(batch, broken, error)
 
 
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals come after it. Workers started in it inherit that, until they ignore them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(_: int) -> None:
-    # Ctrl-C reaches every process of the terminal, and schedulers send SIGTERM to all of a job;
-    # the one that trains ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     info = get_worker_info()
     assert info is not None
     assert isinstance(info.dataset, _Steps)

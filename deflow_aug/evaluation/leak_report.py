@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deflow_aug.evaluation.auc import Separation
+from deflow_aug.evaluation.crops import LEAST_UNITS
 from deflow_aug.evaluation.leak import Reading, Sweep
 from deflow_aug.evaluation.tables import Table
 
@@ -33,15 +34,17 @@ class Verdict:
     """What to take.
 
     Args:
-        choice: the smallest s that gives nothing away, at the smallest noise at which it does
-            so; None if there is none.
+        choice: the smallest s at which nothing is seen to give the domain away, at the smallest
+            noise; None if there is none.
         at_paper_noise: the same for the paper's noise level alone, None if there is none or the
             level was not measured.
+        sure: whether the images are enough to say so of the choice.
         sentences: the advice in words.
     """
 
     choice: Reading | None
     at_paper_noise: Reading | None
+    sure: bool
     sentences: tuple[str, ...]
 
 
@@ -54,6 +57,11 @@ def qualifies(reading: Reading, readings: Sequence[Reading]) -> bool:
     smaller or equal s and noise leak too, though their own classifiers may have missed it.
     """
     return reading.network.auc <= THRESHOLD and not gives_away(reading, readings)
+
+
+def is_sure(reading: Reading, units: Sequence[float]) -> bool:
+    """Whether so many images of both domains rule out that a setting is far from what is seen."""
+    return reading.network.high <= BLIND and min(units) >= LEAST_UNITS
 
 
 def gives_away(reading: Reading, readings: Sequence[Reading]) -> bool:
@@ -69,6 +77,7 @@ def verdict(sweep: Sweep, matched: bool) -> Verdict:
     choice = min(fit, key=lambda r: (r.scale, r.noise), default=None)
     paper = [r for r in fit if math.isclose(r.noise, PAPER_NOISE)]
     at_paper = min(paper, key=lambda r: r.scale, default=None)
+    sure = choice is not None and is_sure(choice, sweep.units)
     unsure = [r for r in sweep.readings if not gives_away(r, sweep.readings)]
     sentences = []
     if choice is None and unsure:
@@ -85,32 +94,37 @@ def verdict(sweep: Sweep, matched: bool) -> Verdict:
         )
         sentences.append(_remedy(sweep, matched))
     else:
-        sentences.append(
-            f"Take s = {choice.scale} with noise {choice.noise:g} on h, the smallest s that gives "
-            f"nothing away (AUC {_figure(choice.network)})."
-        )
+        place = f"s = {choice.scale} with noise {choice.noise:g} on h"
+        if sure:
+            sentences.append(
+                f"Take {place}, the smallest s at which nothing is seen to give the domain away "
+                f"(AUC {_figure(choice.network)})."
+            )
+        else:
+            sentences.append(
+                f"So few images cannot tell which s gives nothing away. The smallest at which "
+                f"nothing is seen is {place} (AUC {_figure(choice.network)}), but an AUC of up to "
+                f"{choice.network.high:.2f} cannot be ruled out there: a guess to start from. Some "
+                "dozens of images a side of like content make an answer."
+            )
         if at_paper is not None and at_paper.scale != choice.scale:
             sentences.append(
-                f"With the paper's noise of {PAPER_NOISE:g}: s = {at_paper.scale} "
+                f"With the paper's noise of {PAPER_NOISE:g} it is s = {at_paper.scale} "
                 f"(AUC {_figure(at_paper.network)})."
-            )
-        if choice.network.high > BLIND:
-            sentences.append(
-                f"This is a weak answer: with so few images, an AUC of up to "
-                f"{choice.network.high:.2f} cannot be ruled out. More images would make it surer."
             )
     colour = max((r.colour for r in sweep.readings), key=lambda s: s.low, default=None)
     if colour is not None and leaks(colour) and not matched:
         sentences.append(
-            f"The mean colour alone tells the domains apart (AUC {_figure(colour)}), which no s "
-            "changes; --match_brightness shows what is left without it."
+            f"{'But the' if choice else 'The'} mean colour alone tells the domains apart (AUC "
+            f"{_figure(colour)}), which no s hides; --match_brightness shows what is left without "
+            "it."
         )
     if any(r.network.high < 0.5 for r in sweep.readings):
         sentences.append(
             "AUCs well below 0.5 give nothing away: they come of few images whose content differs, "
             "of which some happen to teach the opposite of the others."
         )
-    return Verdict(choice, at_paper, tuple(sentences))
+    return Verdict(choice, at_paper, sure, tuple(sentences))
 
 
 def _remedy(sweep: Sweep, matched: bool) -> str:
@@ -153,7 +167,7 @@ def to_markdown(sweep: Sweep, matched: bool) -> str:
             word = "leaks (more s or noise does)"
         elif reading.network.auc > THRESHOLD:
             word = "too few images to tell"
-        elif reading.network.high > BLIND:
+        elif not is_sure(reading, sweep.units):
             word = "nothing seen, too few images to be sure"
         else:
             word = "nothing seen"
@@ -183,6 +197,7 @@ def to_dict(sweep: Sweep, matched: bool) -> dict[str, Any]:
         "matched_brightness": matched,
         "scale": None if found.choice is None else found.choice.scale,
         "noise": None if found.choice is None else found.choice.noise,
+        "sure": found.sure,
         "advice": list(found.sentences),
         "notes": list(sweep.notes),
     }
@@ -222,11 +237,13 @@ def plot(sweep: Sweep, matched: bool, path: Path) -> None:
     axes.axhline(0.5, color="black", linewidth=0.8)
     band = f"up to {THRESHOLD:g}: nothing"
     axes.axhspan(0.0, THRESHOLD, color="tab:green", alpha=0.08, linewidth=0, label=band)
-    choice = verdict(sweep, matched).choice
+    found = verdict(sweep, matched)
+    choice = found.choice
     if choice is not None:
         shift = 0.09 * (noises.index(choice.noise) - (len(noises) - 1) / 2)
         place = scales.index(choice.scale) + shift, choice.network.auc
-        axes.plot(*place, "o", markersize=15, fillstyle="none", color="black", label="recommended")
+        label = "recommended" if found.sure else "a guess: too few images"
+        axes.plot(*place, "o", markersize=15, fillstyle="none", color="black", label=label)
     axes.set_xticks(range(len(scales)), [str(s) for s in scales])
     axes.set_xlim(-0.5, len(scales) - 0.5)
     lowest = min((r.network.low for r in sweep.readings), default=0.4)

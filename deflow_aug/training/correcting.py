@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from deflow_aug import randomness
 from deflow_aug.adaptation import fit_in_flat_areas, remove_cast
@@ -44,9 +45,10 @@ def correct_shifts(
     if not (fit or recipe.remove_cast):
         return
     if not quiet:
-        print(
-            "all steps are taken; correcting the shifts by the training pictures, which can take "
-            "minutes (a request to stop waits for that)",
+        # Not into the line of a progress bar.
+        tqdm.write(
+            "all steps are taken and saved; correcting the shifts by the training pictures, which "
+            "can take minutes (Ctrl-C stops at once, and --resume begins here)",
             file=sys.stderr,
         )
     squares = list(_squares(domains[CLEAN].whole_pictures(SQUARES, seed), model, seed))

@@ -21,7 +21,13 @@ from deflow_aug.training.correcting import correct_shifts
 from deflow_aug.training.curves import LOG
 from deflow_aug.training.feed import Feed, Portion
 from deflow_aug.training.objective import Objective
-from deflow_aug.training.processes import Processes, TrainingError, stop_signal
+from deflow_aug.training.processes import (
+    Processes,
+    Stopped,
+    StopSignal,
+    TrainingError,
+    stop_signal,
+)
 from deflow_aug.training.progress import Log, Progress, means
 from deflow_aug.training.recipe import Recipe
 from deflow_aug.training.safety import Verdict
@@ -148,10 +154,11 @@ class Trainer:
         """Train to the recipe's last step; a checkpoint is written whatever ends the run.
 
         Args:
-            every_step: called after each step, on every process.
+            every_step: called after each step, on every process; after the last one, before the
+                shifts are corrected.
 
         Returns:
-            True at the last step; False if SIGINT (Ctrl-C) or SIGTERM stopped the run before it.
+            True at the end; False if SIGINT (Ctrl-C) or SIGTERM stopped the run before it.
 
         Raises:
             TrainingError: if bad steps do not end even at a much lower learning rate.
@@ -173,8 +180,6 @@ class Trainer:
                 for portion in self.feed.portions(self.step):
                     progress, stopping = self._train_step(portion, stop.received)
                     last = self.step == self.recipe.steps
-                    if last:
-                        self._finish_shifts()
                     if log is not None:
                         log.write(progress)
                     every_step(progress)
@@ -188,6 +193,11 @@ class Trainer:
                         self.save()
                     if stopping and not last:
                         return False
+                if not self.state.finished:
+                    self._finish_shifts(stop)
+                    self.save()
+            except Stopped:
+                return False
             except BaseException:
                 # Stopped in the middle of an update, the state is of no step and is not saved.
                 if saved != self.step and not self.updating:
@@ -238,6 +248,7 @@ class Trainer:
             state.update_average()
             state.add_loss(sum(values) / len(values))
         state.step += 1
+        state.finished = False
         self.updating = False
         progress = Progress(
             step=state.step,
@@ -273,17 +284,27 @@ class Trainer:
                 stacklevel=3,
             )
 
-    def _finish_shifts(self) -> None:
-        """What is done to the shifts after the last step, and is part of it: all of it or none."""
-        self.updating = True
-        if self.recipe.model.shift == "fitted":
-            self._fit_shifts()
-        if self.feed.folders:
-            with_pairs = self.feed.paired is not None
-            correct_shifts(
-                self.average, self.recipe, self.feed.folders, with_pairs, quiet=not self.is_main
-            )
-        self.updating = False
+    def _finish_shifts(self, stop: StopSignal) -> None:
+        """What is done to the average's shifts after the last step, all of it or none.
+
+        The last step is saved by now, so that there is nothing to wait for if the run is to stop:
+        a resumed one does all of this again, and nothing else.
+
+        Raises:
+            Stopped: if it is.
+        """
+        before = {name: t.clone() for name, t in self.average.state_dict().items()}
+        try:
+            with stop.at_once():
+                if self.recipe.model.shift == "fitted":
+                    self._fit_shifts()
+                if self.feed.folders:
+                    pairs, quiet = self.feed.paired is not None, not self.is_main
+                    correct_shifts(self.average, self.recipe, self.feed.folders, pairs, quiet)
+        except BaseException:
+            self.average.load_state_dict(before)
+            raise
+        self.state.finished = True
 
     def _fit_shifts(self) -> None:
         """Set mu and M of the average from crops that come after those of the training.

@@ -7,7 +7,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -135,11 +135,15 @@ class Processes:
         return result
 
 
+class Stopped(BaseException):
+    """The run was asked to stop, and there was nothing to wait for."""
+
+
 class StopSignal:
     """Whether the run was asked to stop, by Ctrl-C or by SIGTERM."""
 
     def __init__(self) -> None:
-        self.received = False
+        self.received, self._at_once = False, False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.received:
@@ -148,25 +152,46 @@ class StopSignal:
             # A scheduler may send SIGTERM to all processes and have their launcher pass it on.
             return
         self.received = True
-        warnings.warn(
-            f"{signal.Signals(number).name}: saving and stopping (Ctrl-C stops at once)",
-            stacklevel=2,
-        )
+        name = signal.Signals(number).name
+        if self._at_once:
+            warnings.warn(f"{name}: stopping", stacklevel=2)
+            raise Stopped
+        warnings.warn(f"{name}: saving and stopping (Ctrl-C stops at once)", stacklevel=2)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it a request to stop, also one from before, raises :class:`Stopped`."""
+        if self.received:
+            raise Stopped
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
 
 @contextmanager
 def stop_signal() -> Iterator[StopSignal]:
     """Within it, SIGINT and SIGTERM are only noted; but a SIGINT after that interrupts as ever."""
     stop = StopSignal()
+    with _handled(stop, signal.SIGINT, signal.SIGTERM):
+        yield stop
+
+
+def sigterm_interrupts() -> AbstractContextManager[None]:
+    """Within it, SIGTERM interrupts as Ctrl-C does, instead of ending the process wordlessly."""
+    return _handled(signal.default_int_handler, signal.SIGTERM)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], Any], *signals: int) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         # Only the main thread may, and does, decide about signals.
-        yield stop
+        yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, stop)
+    before = {number: signal.signal(number, handler) for number in signals}
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)

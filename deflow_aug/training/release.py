@@ -19,12 +19,15 @@ from deflow_aug.training.checkpoints import CheckpointError
 from deflow_aug.training.loop import Trainer
 from deflow_aug.training.recipe import Recipe
 from deflow_aug.training.samples import sheet_path
-from deflow_aug.training.state import History, history
+from deflow_aug.training.state import History, finished, history
 
 SAMPLES = "samples.png"
 """The last sheet, beside the card."""
 
 CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
+
+UNCORRECTED = "as learned, without the corrections that are made after the last step"
+"""What is told of the shifts of an earlier checkpoint."""
 
 LAST = 100
 """Steps whose likelihoods the card tells."""
@@ -41,6 +44,7 @@ class Outcome:
         recipe: the settings.
         history: the data.
         encoder: name of the file that the conditioning network started from.
+        finished: whether its shifts are as they are after the end of the run.
     """
 
     output: Path
@@ -49,11 +53,15 @@ class Outcome:
     recipe: Recipe
     history: History
     encoder: str | None
+    finished: bool
 
     @classmethod
     def of(cls, run: Trainer) -> Outcome:
         """Where a run is now."""
-        return cls(run.output, run.step, run.average, run.recipe, run.history, run.encoder)
+        state = run.state
+        return cls(
+            run.output, run.step, run.average, run.recipe, run.history, run.encoder, state.finished
+        )
 
     @classmethod
     def at(cls, output: Path, which: str) -> Outcome:
@@ -68,10 +76,10 @@ class Outcome:
         path = _path(output / "checkpoints", which)
         found = checkpoints.load(path)
         recipe = from_dict(Recipe, found.recipe)
-        if recipe.model.shift == "fitted" and found.step < recipe.steps:
+        if recipe.model.shift == "fitted" and not finished(found):
             raise CheckpointError(
-                f"{path} is of a step before the last, and shifts of the kind 'fitted' are fitted "
-                "after it: release the last, or train for fewer steps"
+                f"{path} was saved before the shifts were fitted, as those of the kind 'fitted' "
+                "are after the last step: go on with --resume, or train for fewer steps"
             )
         average = DeFlow(recipe.model)
         average.load_state_dict(
@@ -83,7 +91,13 @@ class Outcome:
         )
         if not all(bool(t.isfinite().all()) for t in average.state_dict().values()):
             raise CheckpointError(f"the weights in {path} are not finite: they are of no use")
-        return cls(output, found.step, average, recipe, history(found), found.state["encoder"])
+        encoder = found.state["encoder"]
+        return cls(output, found.step, average, recipe, history(found), encoder, finished(found))
+
+    @property
+    def uncorrected(self) -> bool:
+        """Whether the recipe asks for corrections of the shifts that were not made yet."""
+        return not self.finished and (self.recipe.fit_in_flat_areas or self.recipe.remove_cast)
 
     @property
     def sheet(self) -> Path | None:
@@ -121,10 +135,15 @@ def is_released(output: Path, step: int) -> bool:
     try:
         training = json.loads(config.read_text(encoding="utf-8"))["training"]
         released = training.get("released_step", training["recipe"]["steps"])
+        corrected = "shifts" not in training
     except (ValueError, KeyError, TypeError):
         return False
     # The card is written last.
-    return bool(released == step) and card.stat().st_mtime_ns >= config.stat().st_mtime_ns
+    return (
+        corrected
+        and bool(released == step)
+        and card.stat().st_mtime_ns >= config.stat().st_mtime_ns
+    )
 
 
 def release(outcome: Outcome, start: str | None, sheet: Path | None) -> None:
@@ -171,6 +190,8 @@ def facts(outcome: Outcome, start: str | None) -> dict[str, Any]:
     result["recipe"] = recipe
     if outcome.step != outcome.recipe.steps:
         result["released_step"] = outcome.step
+    if outcome.uncorrected:
+        result["shifts"] = UNCORRECTED
     log = [r for r in curves.read(outcome.output / curves.LOG) if r["step"] <= outcome.step]
     if log:
         result["result"] = {

@@ -56,6 +56,7 @@ class State:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
         self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         self.step = 0
+        self.finished = False  # whether all was done that follows the last step
         self.safety, self.smoothed = Safety(recipe.outlier_factor), Smoothed()
         self.first: float | None = None  # loss of the first good step
         self.last: deque[float] = deque(maxlen=IN_A_ROW)  # and those of the last ones
@@ -84,7 +85,7 @@ class State:
         loss = statistics.median(self.last) if self.last else 0.0
         if not loss < max(INSANE, 2 * (self.first or 0)):
             return f"its loss is {loss:.3g} bits per dimension"
-        fitted = self.recipe.model.shift == "fitted" and self.step == self.recipe.steps
+        fitted = self.recipe.model.shift == "fitted" and self.finished
         if fitted and not any(bool(s.mean.any()) for s in self.average.domain_shifts()):
             return "no shift could be fitted to its latents"
         return None
@@ -115,6 +116,7 @@ class State:
         tensors |= checkpoints.pack_optimizer(self.optimizer, self.names)
         told = {
             "good": good,
+            "finished": self.finished,
             "safety": self.safety.state(),
             "smoothed": self.smoothed.state,
             "first": self.first,
@@ -137,6 +139,7 @@ class State:
         elif "history" in told:
             self.history = history(found)
         self.step, self.encoder = found.step, told["encoder"]
+        self.finished = finished(found)
         self.safety = Safety.restore(self.recipe.outlier_factor, told["safety"])
         self.first, self.last = told.get("first"), deque(told.get("last", ()), IN_A_ROW)
         self.best = None if told["best"] is None else (told["best"][0], told["best"][1])
@@ -163,6 +166,12 @@ class State:
             )
         checkpoints.unpack_optimizer(self.optimizer, self.names, found.tensors)
         self.smoothed = Smoothed(*found.state["smoothed"])
+
+
+def finished(found: Checkpoint) -> bool:
+    """Whether what is done after the last step is part of a checkpoint."""
+    # Earlier versions saved the last step when all was done.
+    return bool(found.state.get("finished", found.step == found.recipe["steps"]))
 
 
 def history(found: Checkpoint) -> History:

@@ -53,15 +53,17 @@ class Watch:
             warnings.warn(curves.INSTALL, stacklevel=2)
         self.drawn = trainer.step
         self.health = self.output / curves.HEALTH
-        curves.trim(self.health, trainer.step)
+        # What it has of the last step is written anew at the end.
+        curves.trim(self.health, min(trainer.step, self.steps - 1))
 
     def __call__(self, progress: Progress) -> None:
         step = progress.step
         self._tell(progress_scalars(progress), step)
-        last = step == self.steps
-        if last or step == 1 or step % max(1, self.every // SHIFTS_PER_SHEET) == 0:
+        if step == self.steps:
+            return  # the shifts are yet to be corrected
+        if step == 1 or step % max(1, self.every // SHIFTS_PER_SHEET) == 0:
             self._shift(step)
-        if last or step % self.every == 0:
+        if step % self.every == 0:
             self.pictures(step)
 
     def pictures(self, step: int) -> None:
@@ -85,13 +87,12 @@ class Watch:
                 self.board.sheet(sheet, step)
 
     def finish(self) -> Path | None:
-        """Draw what the last step has not drawn; returns the last sheet, if there is one."""
+        """Draw what has come of it in the end; returns the sheet, if there is one."""
         step = self.trainer.step
         path = self._sheet(step)
-        # Fitted after the last step, the shift has never been seen.
-        if self.trainer.recipe.model.shift == "fitted" or not path.exists():
-            self._shift(step)
-            self.pictures(step)
+        path.unlink(missing_ok=True)  # of before the corrections, if the run was to be longer
+        self._shift(step)
+        self.pictures(step)
         return path if path.exists() else None
 
     def close(self) -> None:
