@@ -20,7 +20,8 @@ tags:
 """
 
 _CAPTIONS = {
-    "curves": "The training, step by step; pale: single steps.",
+    "curves": "The training, step by step; pale: single steps. After the last one the shifts are "
+    "corrected.",
     "samples": "Clean crops, samples from them at several temperatures, and real degraded crops. "
     "Below: their noise, and its statistics (standard deviation in 1/255, correlation of "
     "neighbours and of channels). These are pieces of the photographs that it was trained on: "

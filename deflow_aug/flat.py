@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from deflow_aug.randomness import Stream
 
 Image8 = NDArray[np.uint8]
 Array = NDArray[np.float64]
+T = TypeVar("T", bound=np.generic)
 
 LUMA = np.array([0.299, 0.587, 0.114])  # BT.601
 
@@ -39,14 +41,16 @@ class NoFlatAreasError(ValueError):
 
 @dataclass(frozen=True)
 class FlatWindows:
-    """The flat windows of one photograph: their channels' means and (unbiased) variances.
+    """The flat windows of one photograph: moments of their channels.
 
     mean: [N, 3], levels (1/255).
-    variance: [N, 3], levels squared.
+    variance: [N, 3], unbiased, levels squared.
+    neighbours: [N, 3], covariance of neighbouring pixels, likewise; see :func:`neighbours`.
     """
 
     mean: Array
     variance: Array
+    neighbours: Array
 
 
 def checked(degraded: Sequence[Image8]) -> list[Image8]:
@@ -78,7 +82,7 @@ def _check(photograph: Image8, number: int) -> None:
         )
 
 
-def windows(photograph: Image8, side: int) -> NDArray[np.uint8]:
+def windows(photograph: NDArray[T], side: int) -> NDArray[T]:
     """Windows [N, side, side, 3] side by side from the top left, row by row; a rest is cut off."""
     rows, columns = photograph.shape[0] // side, photograph.shape[1] // side
     cut = photograph[: rows * side, : columns * side]
@@ -139,22 +143,30 @@ def flat_areas(photograph: Image8) -> tuple[FlatWindows, NDArray[np.bool_]]:
     return found, flat.reshape(photograph.shape[0] // SIDE, photograph.shape[1] // SIDE)
 
 
-def measured(cut: NDArray[np.uint8]) -> tuple[FlatWindows, NDArray[np.bool_]]:
-    """Means and variances of windows [N, SIDE, SIDE, 3], and which of them can be judged by these:
-    not those without any variance, nor where values are clipped.
+def neighbours(cut: NDArray[np.uint8] | Array) -> Array:
+    """Covariance of neighbouring pixels of windows [N, side, side, 3], [N, 3]: across and down."""
+    pixels = cut - cut.mean(axis=(1, 2), keepdims=True)
+    across = (pixels[:, :, 1:] * pixels[:, :, :-1]).mean(axis=(1, 2))
+    down = (pixels[:, 1:] * pixels[:, :-1]).mean(axis=(1, 2))
+    return np.asarray((across + down) / 2)
+
+
+def measured(cut: NDArray[np.uint8]) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Means and variances of windows [N, SIDE, SIDE, 3], [N, 3], and which of the windows can be
+    judged by these: not those without any variance, nor where values are clipped.
     """
     values = cut.reshape(len(cut), SIDE**2, 3)
     clipped = ((values == 0) | (values == 255)).mean(axis=(1, 2))
     pixels = values.astype(np.float64)
     mean, variance = pixels.mean(axis=1), pixels.var(axis=1, ddof=1)
-    return FlatWindows(mean, variance), (clipped < _CLIPPED) & (variance > 0).all(axis=1)
+    return mean, variance, (clipped < _CLIPPED) & (variance > 0).all(axis=1)
 
 
 def _flat(cut: NDArray[np.uint8]) -> tuple[FlatWindows, NDArray[np.bool_]]:
     """The flat ones of a photograph's windows [N, SIDE, SIDE, 3], and which they are, [N]."""
-    found, usable = measured(cut)
+    means, variances, usable = measured(cut)
     numbers = np.flatnonzero(usable)
-    mean, total = found.mean[usable], found.variance[usable].mean(axis=1)
+    mean, total = means[usable], variances[usable].mean(axis=1)
     level = np.full(len(mean), np.nan)
     for chosen in _by_brightness(mean):
         level[chosen] = _typical(total[chosen])
@@ -163,7 +175,7 @@ def _flat(cut: NDArray[np.uint8]) -> tuple[FlatWindows, NDArray[np.bool_]]:
     if known.any():
         usual = np.median(level[known])
         flat[numbers] = known & (total <= SPREAD * level) & (level <= _TEXTURE * usual)
-    return FlatWindows(found.mean[flat], found.variance[flat]), flat
+    return FlatWindows(means[flat], variances[flat], neighbours(cut[flat])), flat
 
 
 def grey_levels(photographs: Sequence[Image8], seed: int) -> Array:

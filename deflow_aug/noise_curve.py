@@ -46,6 +46,15 @@ def noise_level(photographs: Sequence[FlatWindows]) -> float:
     return float(np.sqrt(np.concatenate([one.variance for one in photographs]).mean()))
 
 
+def neighbour_correlation(photographs: Sequence[FlatWindows]) -> float:
+    """Correlation of neighbouring pixels of the noise: the median of the photographs'.
+
+    Those in whose flat windows some texture is left, which is correlated, would raise a mean.
+    """
+    each = [one.neighbours.sum() / one.variance.sum() for one in photographs]
+    return float(np.median(each))
+
+
 def _fitted(mean: Array, variance: Array) -> Array:
     position = np.clip(mean / 255 * (KNOTS - 1), 0, KNOTS - 1 - 1e-6)
     left = position.astype(int)

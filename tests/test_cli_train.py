@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_convert import esrgan, export_encoder
 from test_data import write_noise
+from test_training_noise import flat_pictures
 
 from deflow_aug.cli import main
 from deflow_aug.conditioning import ConditioningNetwork
@@ -209,6 +210,39 @@ def test_variants_are_a_flag_each(folders: Path, tmp_path: Path, flag: str) -> N
 
 
 # -- recipes -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags for folders of flat pictures, the degraded ones with noise."""
+    root = tmp_path_factory.mktemp("noisy")
+    for name, sigma in (("clean", 1.0), ("degraded", 6.0)):
+        flat_pictures(root / name, sigma, seed=0)
+    return [f"--{name}={root / name}" for name in ("clean", "degraded")]
+
+
+def test_noise_that_is_not_that_of_the_photographs_is_told(
+    noisy: list[str], folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a few steps; nothing is said where it is not gone by, or cannot be measured."""
+    output, words = tmp_path / "w", ("--steps=2", "--sample_every=1", "--crop=16")
+    assert main([*train(folders, output, *words, data=False), *noisy]) == 0
+    told = capsys.readouterr()
+    (line,) = [line for line in told.out.splitlines() if line.startswith("noise of samples in ")]
+    mine, real = re.findall(r"(\d+\.\d) \(-?\d\.\d\d\)", line)
+    assert float(real) == pytest.approx(6, abs=0.3)
+    assert f"of samples: {mine} " in (output / "README.md").read_text()
+    assert f"in flat areas of the photographs: {real} " in (output / "README.md").read_text()
+    assert "is not that of its photographs" in told.err
+    assert str(output / "samples" / "step-00000002.png") in told.err
+    health = [json.loads(line) for line in (output / "health.jsonl").read_text().splitlines()]
+    flat = [record["flat"]["degraded"]["std"] for record in health if "flat" in record]
+    assert [f"{one:.1f}" for one in flat] == [real, real]
+
+    off = train(folders, tmp_path / "off", *words, "--fit_in_flat_areas=false", data=False)
+    assert main([*off, *noisy]) == 0
+    assert main(train(folders, tmp_path / "none", *words)) == 0  # nothing is flat
+    assert "noise of samples" not in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -71,7 +71,8 @@ def test_workers_change_nothing(folders: Path) -> None:
         assert torch.equal(torch.cat([first.images, second.images]), whole.images)
 
 
-def test_an_error_in_a_worker_is_ours(folders: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_in_a_worker_is_ours(folders: Path, workers: int) -> None:
     for name in ("clean", "degraded"):
         for path in (folders / name).iterdir():
             write_broken(path)
@@ -80,11 +81,11 @@ def test_an_error_in_a_worker_is_ours(folders: Path) -> None:
         pytest.warns(UserWarning, match="left out"),
         pytest.raises(DataError, match=r"^none of the 4 images"),
     ):
-        list(loader(batches, 0, 2, workers=1))
+        list(loader(batches, 0, 2, workers=workers))
     with pytest.raises(DataError, match=r"^none of the 4 images"):
         batches.batch(0)  # all known by now
     with pytest.raises(DataError, match=r"^a batch of 4 cannot be shared by 5"):
-        list(loader(make(folders), 0, 2, (0, 5), workers=1))
+        list(loader(make(folders), 0, 2, (0, 5), workers=workers))
     with pytest.raises(ValueError, match="workers must be >= 0"):
         list(loader(make(folders), 0, 2, workers=-1))
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deflow_aug.flat import flat_windows
-from deflow_aug.noise_curve import KNOTS, noise_curve, noise_level
+from deflow_aug.flat import flat_windows, neighbours
+from deflow_aug.noise_curve import KNOTS, neighbour_correlation, noise_curve, noise_level
 
 Array = NDArray[np.float64]
 
@@ -58,3 +58,21 @@ def test_intensities_without_windows_are_carried_over() -> None:
     curve = noise_curve(windows)
     assert (curve > 0).all()
     assert (np.diff(curve.mean(0)) > -0.5).all()  # no swing where nothing is known
+
+
+def smoothed(rng: np.random.Generator, side: int) -> Array:
+    """Noise of variance 1 whose neighbours across have the correlation 1/2, those down none."""
+    white = rng.standard_normal((side, side + 1, 3))
+    return (white[:, 1:] + white[:, :-1]) / 2**0.5
+
+
+def test_the_correlation_of_neighbours_is_that_of_most_photographs() -> None:
+    rng = np.random.default_rng(1)
+    cut = np.stack([smoothed(rng, 16) for _ in range(2000)])
+    # About the mean of the window, which takes a little of it.
+    assert neighbours(4 * cut) == pytest.approx(np.full((2000, 3), 4.0), abs=8)
+    assert neighbours(4 * cut).mean() == pytest.approx(4.0, abs=0.3)
+    found = [128 + 6 * smoothed(rng, 320) for _ in range(3)]
+    found[0] += np.linspace(0, 60, 320)[None, :, None]  # a slope, in one of three
+    photographs_ = [np.rint(one).astype(np.uint8) for one in found]
+    assert neighbour_correlation(flat_windows(photographs_, 0)) == pytest.approx(0.25, abs=0.03)

@@ -21,12 +21,19 @@ import webdataset
 from clean_images import SIDES, degrader, pictures, pixels, same, write
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    TensorDataset,
+    get_worker_info,
+)
 
 from deflow_aug import CleanCrops, DeFlowDegrader, DegradedPairs, StreamedPairs
 from deflow_aug.data.pictures import DataError
 from deflow_aug.image_files import UnreadableImageError
 from deflow_aug.pairs import lmdb_images
+from deflow_aug.pairs.epoch import MOST_WORKERS, SharedEpoch
 
 # Four workers on fewer cores are slow, not wrong.
 # Nor do tests that read images again forget their epochs.
@@ -130,7 +137,7 @@ def test_damaged_files_are_skipped(folder: Path, tmp_path: Path, seed: int | Non
     (tmp_path / "flat.tif").write_bytes(b"")
     files = [*paths, tmp_path / "gone.png"]
     data = CleanCrops(files, 12, scale=2, seed=seed)
-    with pytest.warns(UserWarning, match=r"photo0\.png is skipped .*: 1 of 6 so far") as told:
+    with pytest.warns(UserWarning, match=r"photo0\.png is skipped .*: 1 so far") as told:
         items = [data[index] for index in range(6)]
     assert sum("skipped" in str(one.message) for one in told) == 1
     assert data.skipped == 3
@@ -417,6 +424,70 @@ def test_samples_that_cannot_be_used_are_skipped(model: DeFlowDegrader) -> None:
     assert len(told) == 1
     assert pairs.skipped == 2
     assert same(made, [*StreamedPairs(good, model, 2, 12, "basicsr")])
+
+
+def broken_samples(count: int) -> list[dict[str, Any]]:
+    return [{"__key__": f"bad{n}", "png": b"{}"} for n in range(count)]
+
+
+@pytest.mark.filterwarnings("ignore:the sample bad")
+def test_how_many_were_skipped_is_told_now_and_then(model: DeFlowDegrader) -> None:
+    good = {"__key__": "good", "png": encoded(pictures()[0])}
+    pairs = StreamedPairs([good, *broken_samples(120)], model, 2, 12)
+    with pytest.warns(UserWarning, match="is skipped") as told:
+        assert len([*pairs]) == 1
+    numbers = [re.search(r"(\d+) so far", str(one.message)) for one in told]
+    assert [found and int(found[1]) for found in numbers] == [1, 10, 100]
+    assert pairs.skipped == 120
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.filterwarnings("ignore:the sample bad")
+def test_a_stream_of_which_nothing_can_be_used_is_an_error(
+    model: DeFlowDegrader, workers: int
+) -> None:
+    """Whoever has the pieces, also one that has none; each pass anew."""
+    pairs = StreamedPairs(broken_samples(2), model, 2, 12, seed=None)
+    context = "fork" if workers else None
+    data = DataLoader(pairs, None, num_workers=workers, multiprocessing_context=context)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"none of the stream's 2 samples can be used"):
+            list(data)
+
+
+class ShareOfItsOwn(IterableDataset[Any]):
+    """The first of two workers has but a damaged sample; one of them comes late."""
+
+    def __init__(self, late: int) -> None:
+        self.late = late
+
+    def __iter__(self) -> Any:
+        worker = get_worker_info()
+        if worker.id == self.late:
+            time.sleep(0.3)
+        yield from broken_samples(1)
+        if worker.id == 1:
+            yield {"__key__": "good", "png": encoded(pictures()[0])}
+
+
+@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.filterwarnings("ignore:the sample bad")
+def test_a_worker_that_has_nothing_but_damaged_samples_is_no_error(
+    model: DeFlowDegrader, late: int
+) -> None:
+    pairs = StreamedPairs(ShareOfItsOwn(late), model, 2, 12, "basicsr", seed=None)
+    made = [*DataLoader(pairs, None, num_workers=2, multiprocessing_context="fork")]
+    assert [item["gt_path"] for item in made] == ["good"]
+
+
+def test_as_many_workers_as_there_are_may_tell_together() -> None:
+    """In any order, once the last of them has ended; not where one has given a pair."""
+    epoch = SharedEpoch()
+    assert [epoch.nothing_came(worker, 3, 5) for worker in (2, 0, 0)] == [0, 0, 0]
+    assert pickle.loads(pickle.dumps(epoch)).nothing_came(1, 3, 7) == 17
+    epoch.gave_one()
+    assert epoch.nothing_came(1, 3, 7) == 0
+    assert SharedEpoch().nothing_came(300, MOST_WORKERS + 100, 1) == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -136,11 +136,11 @@ def _clean_moments(
     for number, photograph in enumerate(photographs):
         key = seed, Stream.FIT, 0, number
         for part, piece in enumerate(_pieces(model, photograph, key)):
-            found, usable = measured(windows(piece, SIDE))
+            mean, variance, usable = measured(windows(piece, SIDE))
             latents: list[Tensor] = []
             for name, curve in curves.items():
-                noise = variance_at(curve, found.mean).mean(1)
-                flat = usable & (found.variance.mean(1) <= noise)
+                noise = variance_at(curve, mean).mean(1)
+                flat = usable & (variance.mean(1) <= noise)
                 if flat.any():
                     latents = latents or _latents(model, piece, CLEAN, *key, part)
                     sides = piece.shape[0] // SIDE, piece.shape[1] // SIDE

@@ -22,6 +22,7 @@ from deflow_aug.training import recipes
 
 if TYPE_CHECKING:
     from deflow_aug.training.loop import Progress, Trainer
+    from deflow_aug.training.tracking import Watch
 
 FOLDERS = ("--clean", "--degraded", "--paired")
 """Flags that may be given again."""
@@ -219,6 +220,7 @@ def _train_and_release(values: Mapping[str, Any], output: Path) -> int:
     if wrecked:
         _tell_wrecked(trainer, output)
         return 1
+    _tell_noise(watch, picture)
     print(f"weights in {output}: DeFlowDegrader.from_pretrained({str(output)!r})")
     print(
         f"to share them: .push_to_hub('you/name'), which sends weights and facts alone. {output} "
@@ -229,7 +231,7 @@ def _train_and_release(values: Mapping[str, Any], output: Path) -> int:
     return 0
 
 
-def _train(trainer: Trainer, watch: Any) -> bool:
+def _train(trainer: Trainer, watch: Watch) -> bool:
     """Run to the end, with a progress bar; False if it was stopped."""
     bits: dict[str, str] = {}
     with tqdm(
@@ -276,6 +278,24 @@ def _tell_stopped(trainer: Trainer, output: Path) -> None:
         if trainer.step > saved[-1]:
             told += f" (interrupted at step {trainer.step}: those since are taken again)"
     print(f"{told}\ngo on with: deflow-aug train --resume --output {output}")
+
+
+def _tell_noise(watch: Watch, picture: Path | None) -> None:
+    """What noise samples have, and whether it is that of the photographs."""
+    for domain, one in watch.compared.items():
+        print(
+            f"noise of samples in {domain}: {one.samples}, in flat areas of its photographs: "
+            f"{one.photographs} (standard deviation in 1/255, correlation of neighbours)"
+        )
+        if one.far_apart:
+            look = "" if picture is None else f" Look at {picture}."
+            warnings.warn(
+                f"the noise of samples in {domain} is not that of its photographs: do not train "
+                f"on these weights yet.{look} {watch.steps} steps may be too few: --resume --steps "
+                "N goes on. If more change nothing, the folders differ in more than their noise "
+                "('Your own camera' in the README tells what must match)",
+                stacklevel=1,
+            )
 
 
 def _tell_wrecked(trainer: Trainer, output: Path) -> None:

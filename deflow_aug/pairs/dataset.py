@@ -44,8 +44,9 @@ class CleanCrops(HasEpoch, Dataset[dict[str, Any]]):
     Call :meth:`set_epoch` before every epoch: within an epoch, an index stands for one crop.
 
     In place of a file that turns out damaged when it is read, another one is, which (seed, epoch,
-    index) and the files that can be read decide; the first is told in a warning, and
-    :attr:`skipped` counts all. (The errors of a data set of your own come through.)
+    index) and the files that can be read decide; the first, the tenth, the hundredth and so on are
+    told in a warning, and :attr:`skipped` counts all. (The errors of a data set of your own come
+    through.)
 
     Raises:
         DataError: if there are no images, or none is as large as the patch, or none can be read.
@@ -109,10 +110,11 @@ class CleanCrops(HasEpoch, Dataset[dict[str, Any]]):
 
     def _report(self, number: int, name: str, error: Exception) -> None:
         self._broken[number] = str(error)
-        if self._epoch.skip():
+        if so_far := self._epoch.skip():
             warnings.warn(
-                f"the clean image {name} is skipped ({error}): 1 of {len(self)} so far; another "
-                f"stands in for it. Further ones are counted without a word, in `skipped`",
+                f"the clean image {name} is skipped ({error}), and another stands in for it: "
+                f"{so_far} so far, each worker counting those that it meets. The next that is told "
+                f"is number {10 * so_far}; `skipped` counts all",
                 stacklevel=4,
             )
 

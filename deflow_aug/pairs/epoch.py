@@ -9,6 +9,9 @@ import torch
 
 from deflow_aug.arguments import is_integer
 
+MOST_WORKERS = 256
+"""So many can tell together that a stream has given nothing."""
+
 
 class SharedEpoch:
     """A number that is seen by workers which already run, forked or spawned.
@@ -20,11 +23,15 @@ class SharedEpoch:
 
     # The epoch, whether it was ever set, and if not: the items served (of a stream, the passes
     # begun), and whether that was told;
-    # the files that were skipped, and whether that was told.
-    _EPOCH, _WAS_SET, _SERVED, _REPETITION_TOLD, _SKIPPED, _SKIPPING_TOLD = range(6)
+    # the files that were skipped, and the largest number of them that was told;
+    # whether a stream has given any pair.
+    _EPOCH, _WAS_SET, _SERVED, _REPETITION_TOLD, _SKIPPED, _SKIPPING_TOLD, _ANY = range(7)
 
     def __init__(self) -> None:
-        self._value = torch.zeros(6, dtype=torch.int64, device="cpu").share_memory_()
+        self._value = torch.zeros(7, dtype=torch.int64, device="cpu").share_memory_()
+        # Of a stream: 1 + the samples that each worker skipped in the first pass that it ended. A
+        # place for each, lest two that end at once miss one another.
+        self._ended = torch.zeros(MOST_WORKERS, dtype=torch.int64, device="cpu").share_memory_()
 
     def get(self) -> int:
         return int(self._value[self._EPOCH])
@@ -39,10 +46,34 @@ class SharedEpoch:
         """Files that were skipped, over all workers; each counts those that it met itself."""
         return int(self._value[self._SKIPPED])
 
-    def skip(self) -> bool:
-        """Count a file; whether it is the first, to be told."""
+    def skip(self) -> int:
+        """Count a file; the number so far if it is to be told: 1, 10, 100 and so on, else 0."""
         self._value[self._SKIPPED] += 1
-        return self._first(self._SKIPPING_TOLD)
+        told = 10 * int(self._value[self._SKIPPING_TOLD]) or 1
+        if self.skipped < told:
+            return 0
+        self._value[self._SKIPPING_TOLD] = told
+        return told
+
+    def gave_one(self) -> None:
+        """Note that a stream has given a pair."""
+        self._value[self._ANY] = 1
+
+    def nothing_came(self, worker: int, workers: int, skipped: int) -> int:
+        """Note that a worker has ended a pass through a stream, in which it skipped so many.
+
+        Returns:
+            How many all workers have skipped, if this is the last of them to end its first pass
+            and none has ever given a pair; else 0.
+        """
+        if workers > MOST_WORKERS:
+            return 0
+        ended = self._ended[:workers]
+        if ended[worker] == 0:
+            ended[worker] = 1 + skipped
+        if self._value[self._ANY] or bool((ended == 0).any()):
+            return 0
+        return int((ended - 1).sum())
 
     def _first(self, what: int) -> bool:
         told = bool(self._value[what])
@@ -73,7 +104,8 @@ class SharedEpoch:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._value.share_memory_()  # no effect on what is shared already
+        for shared in (self._value, self._ended):
+            shared.share_memory_()  # no effect on what is shared already
 
 
 class HasEpoch:

@@ -38,9 +38,12 @@ class StreamedPairs(HasEpoch, IterableDataset[Any]):
     Call :meth:`set_epoch` before every epoch, or all epochs see the same pairs. (Frameworks that
     never do, such as BasicSR, need ``seed=None``.)
 
-    Images that cannot be decoded or are smaller than the patch are skipped: the first is told in a
-    warning, and :attr:`skipped` counts all. A pass in which all are raises the error of the last,
-    unless several workers share it, none of which knows of the others.
+    Images that cannot be decoded or are smaller than the patch are skipped: the first, the tenth,
+    the hundredth and so on are told in a warning, and :attr:`skipped` counts all.
+
+    Raises:
+        DataError: in a pass in which all are skipped; where several workers share it, by the last
+            of them to end the first pass, in which none has given a pair.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class StreamedPairs(HasEpoch, IterableDataset[Any]):
         epoch, worker = self.epoch, get_worker_info()  # those of the whole pass
         if self.seed is not None and (worker is None or worker.id == 0):
             self._epoch.begin()
-        served, error = False, None
+        served, skipped, error = False, 0, None
         for sample in self._own():
             key = sample.get("__key__") if isinstance(sample, Mapping) else None
             if not isinstance(key, str):
@@ -84,15 +87,20 @@ class StreamedPairs(HasEpoch, IterableDataset[Any]):
             try:
                 gt = self.cutter(first_image(sample), epoch, number, key)
             except (UnreadableImageError, TooSmallError) as fault:
-                error = fault
+                skipped, error = skipped + 1, fault
                 self._report(key, fault)
                 continue
-            served = True
+            if not served:
+                served = True
+                self._epoch.gave_one()
             lq, pixels = self.degradation(gt[None], self.seed, epoch, [number])
             yield named(self.keys, lq[0].cpu(), pixels[0].cpu(), key)
-        # Other workers' samples may be whole.
-        if error is not None and not served and (worker is None or worker.num_workers == 1):
-            raise error
+        total = 0 if served else skipped
+        if worker is not None and worker.num_workers > 1:  # others' samples may be whole
+            total = self._epoch.nothing_came(worker.id, worker.num_workers, skipped)
+        if total:
+            last = "" if error is None else f"; the last one: {error}"
+            raise DataError(f"none of the stream's {total} samples can be used{last}") from error
 
     def _own(self) -> Iterable[Any]:
         """The samples of this worker."""
@@ -102,10 +110,10 @@ class StreamedPairs(HasEpoch, IterableDataset[Any]):
         return islice(self.samples, worker.id, None, worker.num_workers)
 
     def _report(self, key: str, error: Exception) -> None:
-        if self._epoch.skip():
+        if so_far := self._epoch.skip():
             warnings.warn(
-                f"the sample {key} is skipped ({error}). Further ones are counted without a word, "
-                f"in `skipped`",
+                f"the sample {key} is skipped ({error}): {so_far} so far. The next that is told is "
+                f"number {10 * so_far}; `skipped` counts all",
                 stacklevel=3,
             )
 

@@ -27,6 +27,9 @@ INSTALL = "matplotlib is not installed: no curves are drawn; pip install 'deflow
 POINTS = 100
 """Curves of single steps are drawn as medians of so many stretches of the run."""
 
+REAL = {"real": "real pairs", "flat": "photographs' flat areas"}
+"""What real noise is known of: key in the records, and name in the picture."""
+
 Record = dict[str, Any]
 Array = NDArray[np.float64]
 
@@ -82,6 +85,7 @@ def draw(folder: Path) -> Path:
         panel(axis, log, health)
         axis.grid(alpha=0.25)
         axis.tick_params(labelsize=9)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8, framealpha=0.6)
     for axis in axes[1]:
@@ -154,10 +158,11 @@ def _spectrum(axis: Axes, log: list[Record], health: list[Record]) -> None:
 def _deviation(axis: Axes, log: list[Record], health: list[Record]) -> None:
     for label, steps, noises in _noises(health):
         (line,) = axis.plot(steps, [_number(n["std"]) for n in noises], marker=".", label=label)
-        for real in _real(health, label):
-            axis.axhline(
-                _number(real["std"]), color=line.get_color(), ls=":", label=f"{label}, real pairs"
-            )
+        for key, name in REAL.items():
+            for real in _last(health, key, label):
+                axis.axhline(
+                    _number(real["std"]), color=line.get_color(), ls=":", label=f"{label}, {name}"
+                )
     _from_zero(axis)
 
 
@@ -173,9 +178,14 @@ def _correlation(axis: Axes, log: list[Record], health: list[Record]) -> None:
                 steps, values, color=colour, ls=style, marker=".", label=f"{label}, {name}"
             )
             colour = line.get_color()
-            for real in _real(health, label):
+            for real in _last(health, "real", label):
                 axis.axhline(_mean(real, keys), color=colour, ls=":", lw=1)
-    axis.set_ylim(-0.15, 1)
+        for flat in _last(health, "flat", label):
+            name = f"{label}, neighbours in {REAL['flat']}"
+            axis.axhline(_number(flat["lag"]), color=colour, ls=":", label=name)
+    drawn = [np.asarray(line.get_ydata(), np.float64) for line in axis.get_lines()]
+    low = float(np.nanmin(np.concatenate([*drawn, [0.0]])))
+    axis.set_ylim(min(-0.15, low - 0.05), 1)
 
 
 _PANELS: dict[str, Callable[[Axes, list[Record], list[Record]], None]] = {
@@ -253,10 +263,9 @@ def _noises(health: list[Record]) -> Iterator[tuple[str, list[int], list[Record]
         yield domain, [r["step"] for r in having], [r["noise"][domain] for r in having]
 
 
-def _real(health: list[Record], domain: str) -> list[Record]:
-    """The noise of the domain's real pairs: one record, or none."""
-    found = [r["real"][domain] for r in health if domain in r.get("real", {})]
-    return found[-1:]
+def _last(health: list[Record], key: str, domain: str) -> list[Record]:
+    """The newest record of real noise of the domain, by a key of ``REAL``: one, or none."""
+    return [r[key][domain] for r in health if domain in r.get(key, {})][-1:]
 
 
 def _mean(noise: Record, keys: Sequence[str]) -> float:

@@ -17,6 +17,7 @@ from deflow_aug.model import DeFlow
 from deflow_aug.training import checkpoints, curves
 from deflow_aug.training.checkpoints import CheckpointError
 from deflow_aug.training.loop import Trainer
+from deflow_aug.training.noise_check import Comparison
 from deflow_aug.training.recipe import Recipe
 from deflow_aug.training.samples import sheet_path
 from deflow_aug.training.state import History, finished, history
@@ -199,7 +200,22 @@ def facts(outcome: Outcome, start: str | None) -> dict[str, Any]:
             "skipped steps": log[-1]["skipped"],
             "times gone back": log[-1]["rolled_back"],
         }
+    if noise := _noise(outcome):
+        result["noise (standard deviation in 1/255, correlation of neighbours)"] = noise
     return result
+
+
+def _noise(outcome: Outcome) -> dict[str, Any]:
+    """By domain the noise of samples and that of the photographs, if they were compared."""
+    health = curves.read(outcome.output / curves.HEALTH)
+    found = [r["compared"] for r in health if r["step"] == outcome.step and "compared" in r]
+    return {
+        domain: {
+            "of samples": str(one.samples),
+            "in flat areas of the photographs": str(one.photographs),
+        }
+        for domain, one in ((d, Comparison.of(record)) for d, record in (found or [{}])[-1].items())
+    }
 
 
 def data(history: History) -> dict[str, dict[str, Any]]:

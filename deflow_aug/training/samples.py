@@ -105,10 +105,7 @@ class SampleSheet:
         """Sample from the model and draw the sheet."""
         blocks, found = [], {}
         for name, crops in self.crops.items():
-            collapsed = all(
-                ShiftHealth.of(shift, model.config.domains.index(name) + 1).collapsed
-                for shift in model.domain_shifts()
-            )
+            collapsed = is_collapsed(model, name)
             columns = {"clean": crops.clean}
             reference = in_colours(model, crops.clean, name)
             if reference is not crops.clean:
@@ -135,6 +132,12 @@ class SampleSheet:
             sample = degrader.degrade(clean, temperature, seed=seeds, domain=domain)
             columns[column] = sample.permute(0, 2, 3, 1).numpy()
         return columns
+
+
+def is_collapsed(model: DeFlow, domain: str) -> bool:
+    """Whether Sigma is zero: such a model draws its randomness from dequantisation noise."""
+    number = model.config.domains.index(domain) + 1
+    return all(ShiftHealth.of(shift, number).collapsed for shift in model.domain_shifts())
 
 
 def in_colours(model: DeFlow, clean: Image8, domain: str) -> Image8:

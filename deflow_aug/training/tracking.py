@@ -7,15 +7,19 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deflow_aug.config import CLEAN
 from deflow_aug.latent import ShiftHealth
 from deflow_aug.model import DeFlow
-from deflow_aug.training import curves
+from deflow_aug.training import curves, noise_check
+from deflow_aug.training.noise_check import Comparison, Noise
 from deflow_aug.training.samples import AS_LEARNED, PAIR, SampleSheet, Sheet, sheet_path
 
 if TYPE_CHECKING:
@@ -40,6 +44,8 @@ class Watch:
         sheet: what its samples are drawn from.
         tensorboard: whether to write ``tensorboard/`` as well.
 
+    In the end :attr:`compared` has the noise of samples beside that of the photographs, by domain.
+
     Raises:
         TrackingError: if ``tensorboard`` is asked for and not installed.
     """
@@ -52,6 +58,7 @@ class Watch:
         if not self.plots:
             warnings.warn(curves.INSTALL, stacklevel=2)
         self.drawn = trainer.step
+        self.compared: dict[str, Comparison] = {}
         self.health = self.output / curves.HEALTH
         # What it has of the last step is written anew at the end.
         curves.trim(self.health, min(trainer.step, self.steps - 1))
@@ -81,7 +88,8 @@ class Watch:
         real = {
             domain: columns[PAIR] for domain, columns in sheet.figures.items() if PAIR in columns
         }
-        self._write({"step": step, "noise": noise, "real": real})
+        flat = {domain: asdict(one) for domain, one in self.photographs.items()}
+        self._write({"step": step, "noise": noise, "real": real, "flat": flat})
         if self.board:
             with self._board_forgiven():
                 self.board.sheet(sheet, step)
@@ -93,7 +101,30 @@ class Watch:
         path.unlink(missing_ok=True)  # of before the corrections, if the run was to be longer
         self._shift(step)
         self.pictures(step)
+        with _forgiven("the noise of samples is not compared with that of the photographs"):
+            self.compared = self._compared()
+            if self.compared:
+                compared = {domain: asdict(one) for domain, one in self.compared.items()}
+                self._write({"step": step, "compared": compared})
         return path if path.exists() else None
+
+    @cached_property
+    def photographs(self) -> dict[str, Noise]:
+        """The noise in flat areas of each degraded domain, where M is set by these."""
+        recipe = self.trainer.recipe
+        if not recipe.fit_in_flat_areas or recipe.model.shift == "zero":
+            return {}
+        return noise_check.of_photographs(self.trainer.feed.folders, recipe.seed)
+
+    def _compared(self) -> dict[str, Comparison]:
+        """Samples and photographs of each domain whose noise can be measured."""
+        run, found = self.trainer, {}
+        for domain, photographs in self.photographs.items():
+            clean = run.feed.folders[CLEAN]
+            samples = noise_check.of_samples(run.average, domain, clean, run.recipe.seed)
+            if samples is not None:
+                found[domain] = Comparison(samples, photographs)
+        return found
 
     def close(self) -> None:
         """Finish what is open, and show how far the run came."""
