@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +21,16 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
     by_mkl = request.param == "by matrix products"
     monkeypatch.setattr(products, "_mkl_is_as_wide", lambda: by_mkl)
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of this name cannot be searched, by an administrator neither."""
+    honest = os.scandir
+
+    def scandir(folder: str) -> object:
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return honest(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)

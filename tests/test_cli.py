@@ -1,6 +1,5 @@
 """The command line, in this process unless a process must die; training has its own file."""
 
-import os
 import subprocess
 import sys
 import warnings
@@ -210,22 +209,12 @@ def test_paths_that_are_not_there_are_skipped_and_counted(
     assert all(path in told for path in lost)
 
 
+@pytest.mark.usefixtures("locked")
 def test_a_folder_that_cannot_be_searched_is_skipped_and_counted(
-    weights: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_noise(tmp_path / "photos" / "a.png", 16, 16)
     write_noise(tmp_path / "photos" / "locked" / "b.png", 16, 16)
-    honest = os.scandir
-
-    def scandir(folder: str) -> object:
-        if Path(folder).name == "locked":
-            raise PermissionError(13, "Permission denied", str(folder))
-        return honest(folder)
-
-    monkeypatch.setattr(os, "scandir", scandir)
     output = tmp_path / "out"
     command = ["degrade", f"--output={output}", f"--weights={weights}"]
     assert main([*command, str(tmp_path / "photos")]) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 
@@ -102,16 +101,9 @@ def test_avif_without_pillows_support(tmp_path: Path, monkeypatch: pytest.Monkey
         assert find_images(tmp_path) == [tmp_path / "b.png"]
 
 
-def test_folders_that_cannot_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("locked")
+def test_folders_that_cannot_be_searched(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "locked/b.png")
-    honest = os.scandir
-
-    def scandir(folder: str) -> object:
-        if Path(folder).name == "locked":
-            raise PermissionError(13, "Permission denied", str(folder))
-        return honest(folder)
-
-    monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(OSError, match=r"folder .*locked: Permission denied; make it readable"):
         find_images(tmp_path)
     refused: list[OSError] = []
