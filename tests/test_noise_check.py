@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small import small_model
 from test_training_noise import SIGMA, flat_pictures
 from tiny_run import write_noise
@@ -60,12 +61,40 @@ def test_noise_of_samples_is_what_degrading_adds(
     flat_pictures(tmp_path / "clean", 1.0, 0)
     monkeypatch.setattr(noise_check, "DeFlowDegrader", Known)
     clean = CropFolder(tmp_path / "clean", 48, 2)
-    found = of_samples(model, "degraded", clean, seed=0)
+    real = Noise(6.0, 0.5)
+    found = of_samples(model, "degraded", clean, real, seed=0)
     assert found is not None
     assert found.std == pytest.approx(5, rel=0.02)
     assert found.lag == pytest.approx(0, abs=0.02)
-    assert of_samples(model, "degraded", clean, seed=0) == found
-    assert of_samples(model, "degraded", CropFolder(tmp_path / "clean", 8, 2), seed=0) is None
+    assert of_samples(model, "degraded", clean, real, seed=0) == found
+    # Of less noise nothing in the crops is as flat; smaller crops have no windows.
+    assert of_samples(model, "degraded", clean, Noise(0.5, 0.5), seed=0) is None
+    small = CropFolder(tmp_path / "clean", 8, 2)
+    assert of_samples(model, "degraded", small, real, seed=0) is None
+
+
+def test_noise_of_samples_is_that_of_flat_areas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is texture, degrading may add other things."""
+
+    class Texture(Known):
+        def degrade(self, images: torch.Tensor, *, seed: list[int], domain: str) -> torch.Tensor:
+            degraded = super().degrade(images, seed=seed, domain=domain)
+            busy = torch.arange(images.shape[-1]) >= images.shape[-1] - 16
+            return torch.where(busy, 255 - degraded, degraded)
+
+    rng = np.random.default_rng(9)
+    pixels = 100 + rng.integers(-1, 2, (48, 48, 3))
+    pixels[:, 32:] += rng.integers(-80, 80, (48, 16, 3))
+    picture = pixels.astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    monkeypatch.setattr(noise_check, "DeFlowDegrader", Texture)
+    monkeypatch.setattr(CropFolder, "draw", lambda self, *key: picture)  # not turned
+    clean = CropFolder(tmp_path, 48, 2)
+    found = of_samples(small_model(), "degraded", clean, Noise(6.0, 0.5), seed=0)
+    assert found is not None
+    assert found.std == pytest.approx(5, rel=0.03)
 
 
 @pytest.mark.parametrize(

@@ -197,14 +197,19 @@ def test_panels_from_zero_have_room_on_top() -> None:
     assert axis.get_ylim() == (0, 1)
 
 
-def test_real_noise_is_a_line_beside_that_of_samples() -> None:
+def test_noise_of_photographs_is_a_line_beside_that_of_samples() -> None:
     figure = pytest.importorskip("matplotlib.figure").Figure()
     noise = {"std": 4.0, "lag_h": 0.5, "lag_v": 0.5, "rg": -0.4, "gb": -0.4, "rb": -0.4}
-    flat = {"low": {"std": 3.0, "lag": 0.7}}
-    health = [{"step": s, "noise": {"low": noise}, "real": {}, "flat": flat} for s in (1, 2)]
-    for panel, height in ((curves._deviation, 3.0), (curves._correlation, 0.7)):
-        axis = figure.subplots()
-        panel(axis, [], health)
-        (line,) = [one for one in axis.get_lines() if one.get_label().endswith("flat areas")]
-        assert list(line.get_ydata()) == [height, height]
+    health = [
+        {"step": s, "noise": {"low": noise}, "real": {},
+         "flat": {"low": {"samples": {"std": 6.0 - s}, "photographs": {"std": 3.0}}}}
+        for s in (1, 2)
+    ]  # fmt: skip
+    axis = figure.subplots()
+    curves._deviation(axis, [], health)
+    lines = {str(line.get_label()): [*line.get_ydata()] for line in axis.get_lines()}
+    assert lines["low, in flat areas"] == [5, 4]
+    assert lines["low, in flat areas of photographs"] == [3, 3]
+    axis = figure.subplots()
+    curves._correlation(axis, [], health)
     assert axis.get_ylim()[0] < -0.4  # nothing lies below the panel

@@ -206,3 +206,21 @@ def test_a_second_signal_interrupts_at_once(batches: UnpairedBatches, tmp_path: 
         run.run(stop)
     assert run.step == 4
     assert trainer(batches, tmp_path / "run").step == 4
+
+
+def test_a_signal_that_interrupts_saving_loses_nothing(
+    batches: UnpairedBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second Ctrl-C, which often comes just then."""
+    honest, interrupted = checkpoints.save, []
+
+    def save(folder: Path, checkpoint: Checkpoint) -> Path:
+        if checkpoint.step == 3 and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        return honest(folder, checkpoint)
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(batches, tmp_path / "run").run(ignore)
+    assert trainer(batches, tmp_path / "run").step == 3

@@ -284,16 +284,16 @@ def _tell_noise(watch: Watch, picture: Path | None) -> None:
     """What noise samples have, and whether it is that of the photographs."""
     for domain, one in watch.compared.items():
         print(
-            f"noise of samples in {domain}: {one.samples}, in flat areas of its photographs: "
+            f"noise in flat areas of samples in {domain}: {one.samples}, of its photographs: "
             f"{one.photographs} (standard deviation in 1/255, correlation of neighbours)"
         )
         if one.far_apart:
             look = "" if picture is None else f" Look at {picture}."
             warnings.warn(
-                f"the noise of samples in {domain} is not that of its photographs: do not train "
-                f"on these weights yet.{look} {watch.steps} steps may be too few: --resume --steps "
-                "N goes on. If more change nothing, the folders differ in more than their noise "
-                "('Your own camera' in the README tells what must match)",
+                f"the noise of samples in {domain} is far from that of its photographs: do not "
+                f"train on these weights yet.{look} {watch.steps} steps may be too few: --resume "
+                "--steps N goes on. If more change nothing, the folders differ in more than their "
+                "noise ('Your own camera' in the README tells what must match)",
                 stacklevel=1,
             )
 

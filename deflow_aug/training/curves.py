@@ -27,9 +27,6 @@ INSTALL = "matplotlib is not installed: no curves are drawn; pip install 'deflow
 POINTS = 100
 """Curves of single steps are drawn as medians of so many stretches of the run."""
 
-REAL = {"real": "real pairs", "flat": "photographs' flat areas"}
-"""What real noise is known of: key in the records, and name in the picture."""
-
 Record = dict[str, Any]
 Array = NDArray[np.float64]
 
@@ -158,11 +155,16 @@ def _spectrum(axis: Axes, log: list[Record], health: list[Record]) -> None:
 def _deviation(axis: Axes, log: list[Record], health: list[Record]) -> None:
     for label, steps, noises in _noises(health):
         (line,) = axis.plot(steps, [_number(n["std"]) for n in noises], marker=".", label=label)
-        for key, name in REAL.items():
-            for real in _last(health, key, label):
-                axis.axhline(
-                    _number(real["std"]), color=line.get_color(), ls=":", label=f"{label}, {name}"
-                )
+        colour = line.get_color()
+        for real in _real(health, label):
+            axis.axhline(_number(real["std"]), color=colour, ls=":", label=f"{label}, real pairs")
+        flat = [(r["step"], r["flat"][label]) for r in health if label in r.get("flat", {})]
+        if flat:
+            own = [_number(both["samples"]["std"]) for _, both in flat]
+            name = f"{label}, in flat areas"
+            axis.plot([step for step, _ in flat], own, color=colour, ls="--", label=name)
+            real_std = _number(flat[-1][1]["photographs"]["std"])
+            axis.axhline(real_std, color=colour, ls=":", label=f"{name} of photographs")
     _from_zero(axis)
 
 
@@ -178,11 +180,8 @@ def _correlation(axis: Axes, log: list[Record], health: list[Record]) -> None:
                 steps, values, color=colour, ls=style, marker=".", label=f"{label}, {name}"
             )
             colour = line.get_color()
-            for real in _last(health, "real", label):
+            for real in _real(health, label):
                 axis.axhline(_mean(real, keys), color=colour, ls=":", lw=1)
-        for flat in _last(health, "flat", label):
-            name = f"{label}, neighbours in {REAL['flat']}"
-            axis.axhline(_number(flat["lag"]), color=colour, ls=":", label=name)
     drawn = [np.asarray(line.get_ydata(), np.float64) for line in axis.get_lines()]
     low = float(np.nanmin(np.concatenate([*drawn, [0.0]])))
     axis.set_ylim(min(-0.15, low - 0.05), 1)
@@ -263,9 +262,10 @@ def _noises(health: list[Record]) -> Iterator[tuple[str, list[int], list[Record]
         yield domain, [r["step"] for r in having], [r["noise"][domain] for r in having]
 
 
-def _last(health: list[Record], key: str, domain: str) -> list[Record]:
-    """The newest record of real noise of the domain, by a key of ``REAL``: one, or none."""
-    return [r[key][domain] for r in health if domain in r.get(key, {})][-1:]
+def _real(health: list[Record], domain: str) -> list[Record]:
+    """The noise of the domain's real pairs: one record, or none."""
+    found = [r["real"][domain] for r in health if domain in r.get("real", {})]
+    return found[-1:]
 
 
 def _mean(noise: Record, keys: Sequence[str]) -> float:

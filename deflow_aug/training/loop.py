@@ -17,6 +17,7 @@ from deflow_aug.data.paired import PairedBatches
 from deflow_aug.data.unpaired import UnpairedBatches
 from deflow_aug.model import DeFlow
 from deflow_aug.training import checkpoints, resuming, starting
+from deflow_aug.training.checkpoints import CheckpointError
 from deflow_aug.training.correcting import correct_shifts
 from deflow_aug.training.curves import LOG
 from deflow_aug.training.feed import Feed, Portion
@@ -189,8 +190,8 @@ class Trainer:
                     if lost or stopping or last or self.step % self.recipe.checkpoint_every == 0:
                         if log is not None:
                             log.sync()
-                        saved = self.step
                         self.save()
+                        saved = self.step
                     if stopping and not last:
                         return False
                 if not self.state.finished:
@@ -198,6 +199,8 @@ class Trainer:
                     self.save()
             except Stopped:
                 return False
+            except CheckpointError:
+                raise
             except BaseException:
                 # Stopped in the middle of an update, the state is of no step and is not saved.
                 if saved != self.step and not self.updating:

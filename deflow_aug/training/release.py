@@ -201,18 +201,19 @@ def facts(outcome: Outcome, start: str | None) -> dict[str, Any]:
             "times gone back": log[-1]["rolled_back"],
         }
     if noise := _noise(outcome):
-        result["noise (standard deviation in 1/255, correlation of neighbours)"] = noise
+        what = "noise in flat areas (standard deviation in 1/255, correlation of neighbours)"
+        result[what] = noise
     return result
 
 
 def _noise(outcome: Outcome) -> dict[str, Any]:
     """By domain the noise of samples and that of the photographs, if they were compared."""
     health = curves.read(outcome.output / curves.HEALTH)
-    found = [r["compared"] for r in health if r["step"] == outcome.step and "compared" in r]
+    found = [r["flat"] for r in health if r["step"] == outcome.step and "flat" in r]
     return {
         domain: {
             "of samples": str(one.samples),
-            "in flat areas of the photographs": str(one.photographs),
+            "of the photographs": str(one.photographs),
         }
         for domain, one in ((d, Comparison.of(record)) for d, record in (found or [{}])[-1].items())
     }

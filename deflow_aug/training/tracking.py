@@ -44,7 +44,7 @@ class Watch:
         sheet: what its samples are drawn from.
         tensorboard: whether to write ``tensorboard/`` as well.
 
-    In the end :attr:`compared` has the noise of samples beside that of the photographs, by domain.
+    :attr:`compared` has the noise of the last samples beside that of the photographs, by domain.
 
     Raises:
         TrackingError: if ``tensorboard`` is asked for and not installed.
@@ -88,7 +88,8 @@ class Watch:
         real = {
             domain: columns[PAIR] for domain, columns in sheet.figures.items() if PAIR in columns
         }
-        flat = {domain: asdict(one) for domain, one in self.photographs.items()}
+        self.compared = self._compared()
+        flat = {domain: asdict(one) for domain, one in self.compared.items()}
         self._write({"step": step, "noise": noise, "real": real, "flat": flat})
         if self.board:
             with self._board_forgiven():
@@ -99,13 +100,9 @@ class Watch:
         step = self.trainer.step
         path = self._sheet(step)
         path.unlink(missing_ok=True)  # of before the corrections, if the run was to be longer
+        self.compared = {}
         self._shift(step)
         self.pictures(step)
-        with _forgiven("the noise of samples is not compared with that of the photographs"):
-            self.compared = self._compared()
-            if self.compared:
-                compared = {domain: asdict(one) for domain, one in self.compared.items()}
-                self._write({"step": step, "compared": compared})
         return path if path.exists() else None
 
     @cached_property
@@ -121,7 +118,9 @@ class Watch:
         run, found = self.trainer, {}
         for domain, photographs in self.photographs.items():
             clean = run.feed.folders[CLEAN]
-            samples = noise_check.of_samples(run.average, domain, clean, run.recipe.seed)
+            samples = noise_check.of_samples(
+                run.average, domain, clean, photographs, run.recipe.seed
+            )
             if samples is not None:
                 found[domain] = Comparison(samples, photographs)
         return found
