@@ -242,7 +242,8 @@ def test_noise_that_is_not_that_of_the_photographs_is_told(
 
     off = train(folders, tmp_path / "off", *words, "--fit_in_flat_areas=false", data=False)
     assert main([*off, *noisy]) == 0
-    assert main(train(folders, tmp_path / "none", *words)) == 0  # nothing is flat
+    none = train(folders, tmp_path / "none", *words[:2])  # nothing is flat
+    assert main(none) == 0
     assert "noise in flat areas" not in "".join(capsys.readouterr())
 
 
