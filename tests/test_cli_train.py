@@ -457,7 +457,7 @@ def test_a_run_stopped_in_its_corrections_releases_the_same_weights(
         )
         assert main(train(folders, output, *settings)) == 130
     told = capsys.readouterr().out
-    assert "stopped after all 4 steps, before the weights were released" in told
+    assert "stopped after all 4 steps, before the release was complete" in told
     assert "step-00000004.safetensors" in told
     assert not (output / "model.safetensors").exists()
     # As they are, they can be had, and are no reason not to go on.

@@ -273,7 +273,7 @@ def _tell_stopped(trainer: Trainer, output: Path) -> None:
     if saved:
         told = f"stopped at step {saved[-1]} of {steps}"
         if saved[-1] == steps:
-            told = f"stopped after all {steps} steps, before the weights were released"
+            told = f"stopped after all {steps} steps, before the release was complete"
         told += f"; checkpoint {checkpoints.path_of(trainer.folder, saved[-1])}"
         if trainer.step > saved[-1]:
             told += f" (interrupted at step {trainer.step}: those since are taken again)"
