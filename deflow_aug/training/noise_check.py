@@ -30,9 +30,10 @@ BATCH, FEWEST = 8, 16
 FACTOR, APART = 1.6, 0.3
 """Standard deviations and correlations that differ by more are far apart. Tried with the recipe
 "small": on mild camera noise samples had 11 times the noise of the photographs after 20 steps
-and 0.9 times after all 1550 (about 4, 2.3 and 1.5 after 200, 400 and 600, estimated from samples
-before the corrections); on strong low-light noise with s = 4, 0.9 after 2000. In real pairs the noise was 1.2 and 0.9 times what flat areas show.
-These also show more correlation than there is, by 0.1 or so, for some texture is left in them."""
+and 0.9 times after all 1550 (about 4, 2.3 and 1.5 after 200, 400 and 600, estimated from
+samples before the corrections); on strong low-light noise with s = 4, 0.9 after 2000. In real
+pairs the noise was 1.2 and 0.9 times what flat areas show. These also show more correlation
+than there is, by 0.1 or so, for some texture is left in them."""
 
 
 @dataclass(frozen=True)
