@@ -177,7 +177,9 @@ def _unknown(path: Path, file: BinaryIO) -> str:
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
         file.seek(tags.next)
         tags.load(file)
-        channels, bits, kind = tags.get(277, 1), tags.get(258, (1,))[0], tags.get(339, (1,))[0]
+        channels = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+        bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0]
+        kind = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]
     except Exception:  # it is no TIFF file, or damaged
         bits, kind = 0, 0
     if bits > 16 or kind == 3:
@@ -234,7 +236,7 @@ def _deep_colour(img: Image.Image, data: bytes) -> int | None:
         # In the header chunk: bits a sample, then 2 for RGB, 4 for grey and alpha, 6 for RGBA.
         return 65535 if data[24] == 16 and data[25] in (2, 4, 6) else None
     if img.format == "TIFF":
-        bits = getattr(img, "tag_v2", {}).get(258, ())  # BitsPerSample
+        bits = getattr(img, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, ())
         return 65535 if img.mode in ("RGB", "RGBA") and set(bits) == {16} else None
     if img.format == "PPM" and img.mode == "RGB":
         args = getattr(img, "tile", [(None, None, None, ())])[0][3]

@@ -17,7 +17,13 @@ from tiny_run import write_noise
 from deflow_aug.config import ChannelStatistics
 from deflow_aug.data.folders import CropFolder
 from deflow_aug.training import noise_check
-from deflow_aug.training.noise_check import Comparison, Noise, of_photographs, of_samples
+from deflow_aug.training.noise_check import (
+    Comparison,
+    Noise,
+    clean_crops,
+    of_photographs,
+    of_samples,
+)
 
 
 def test_photographs_show_their_noise_where_they_are_flat(tmp_path: Path) -> None:
@@ -60,7 +66,7 @@ def test_noise_of_samples_is_what_degrading_adds(
     model = small_model(statistics={"degraded": statistics} if recoloured else None)
     flat_pictures(tmp_path / "clean", 1.0, 0)
     monkeypatch.setattr(noise_check, "DeFlowDegrader", Known)
-    clean = CropFolder(tmp_path / "clean", 48, 2)
+    clean = clean_crops(CropFolder(tmp_path / "clean", 48, 2), seed=0)
     real = Noise(6.0, 0.5)
     found = of_samples(model, "degraded", clean, real, seed=0)
     assert found is not None
@@ -69,7 +75,7 @@ def test_noise_of_samples_is_what_degrading_adds(
     assert of_samples(model, "degraded", clean, real, seed=0) == found
     # Of less noise nothing in the crops is as flat; smaller crops have no windows.
     assert of_samples(model, "degraded", clean, Noise(0.5, 0.5), seed=0) is None
-    small = CropFolder(tmp_path / "clean", 8, 2)
+    small = clean_crops(CropFolder(tmp_path / "clean", 8, 2), seed=0)
     assert of_samples(model, "degraded", small, real, seed=0) is None
 
 
@@ -91,7 +97,7 @@ def test_noise_of_samples_is_that_of_flat_areas(
     Image.fromarray(picture).save(tmp_path / "a.png")
     monkeypatch.setattr(noise_check, "DeFlowDegrader", Texture)
     monkeypatch.setattr(CropFolder, "draw", lambda self, *key: picture)  # not turned
-    clean = CropFolder(tmp_path, 48, 2)
+    clean = clean_crops(CropFolder(tmp_path, 48, 2), seed=0)
     found = of_samples(small_model(), "degraded", clean, Noise(6.0, 0.5), seed=0)
     assert found is not None
     assert found.std == pytest.approx(5, rel=0.03)

@@ -9,13 +9,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 from tqdm import tqdm
 
 from deflow_aug.cli.places import output_folder
+from deflow_aug.cli.progress_bar import warnings_above
 from deflow_aug.cli.temperature import checked
 from deflow_aug.hub import DEFAULT_WEIGHTS
 from deflow_aug.image_files import UnreadableImageError
@@ -117,16 +118,14 @@ def run(arguments: Namespace) -> int:
 
 @contextmanager
 def _warnings_of(photo: Path) -> Iterator[None]:
-    """Warnings name the photo, in lines of their own, not at the end of the progress bar's."""
+    """Warnings name the photo, each in one line."""
 
-    def write(message: Warning | str, *_: Any, **__: Any) -> None:
-        words = " ".join(str(message).split())
-        tqdm.write(f"warning: {photo}: {words}", file=sys.stderr)
+    def told(message: str) -> str:
+        return f"{photo}: {' '.join(message.split())}"
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), warnings_above(told):
         # That a photo is large enough to be malicious; these are the user's own.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.showwarning = write
         yield
 
 

@@ -7,8 +7,7 @@ import os
 import sys
 import warnings
 from argparse import SUPPRESS
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ig
 from tqdm import tqdm
 
 from deflow_aug.cli.places import existing_file, output_folder
+from deflow_aug.cli.progress_bar import warnings_above
 from deflow_aug.config import ConfigError
 from deflow_aug.training import plan as plans
 from deflow_aug.training import recipes
@@ -245,23 +245,8 @@ def _train(trainer: Trainer, watch: Watch) -> bool:
             bar.set_postfix(bits, skipped=progress.skipped, refresh=False)
             watch(progress)
 
-        with _warnings_above(bar):
+        with warnings_above():
             return trainer.run(show)
-
-
-@contextmanager
-def _warnings_above(bar: Any) -> Iterator[None]:
-    """Warnings in lines of their own, not at the end of the progress bar's."""
-    shown = warnings.showwarning
-
-    def write(message: Warning | str, *_: Any, **__: Any) -> None:
-        bar.write(f"warning: {message}", file=sys.stderr)
-
-    warnings.showwarning = write
-    try:
-        yield
-    finally:
-        warnings.showwarning = shown
 
 
 def _tell_stopped(trainer: Trainer, output: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,15 @@ import torch
 from deflow_aug.config import CLEAN
 from deflow_aug.data.folders import CropFolder
 from deflow_aug.degrader import DeFlowDegrader
-from deflow_aug.flat import SIDE, NoFlatAreasError, flat_windows, measured, neighbours, windows
+from deflow_aug.flat import (
+    SIDE,
+    Image8,
+    NoFlatAreasError,
+    flat_windows,
+    measured,
+    neighbours,
+    windows,
+)
 from deflow_aug.model import DeFlow
 from deflow_aug.noise_curve import neighbour_correlation, noise_level
 from deflow_aug.randomness import Stream
@@ -54,11 +61,6 @@ class Comparison:
     samples: Noise
     photographs: Noise
 
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Comparison:
-        """From JSON values."""
-        return cls(*(Noise(**record[name]) for name in ("samples", "photographs")))
-
     @property
     def far_apart(self) -> bool:
         ratio = self.samples.std / self.photographs.std
@@ -80,9 +82,14 @@ def of_photographs(folders: Mapping[str, CropFolder], seed: int) -> dict[str, No
     return found
 
 
+def clean_crops(folder: CropFolder, seed: int) -> Image8:
+    """The clean crops of a run that are degraded for :func:`of_samples`, [CROPS, crop, crop, 3]."""
+    return np.stack([folder.draw(seed, Stream.BATCH, SHEET + i) for i in range(CROPS)])
+
+
 @torch.no_grad()
 def of_samples(
-    model: DeFlow, domain: str, clean: CropFolder, photographs: Noise, seed: int
+    model: DeFlow, domain: str, crops: Image8, photographs: Noise, seed: int
 ) -> Noise | None:
     """The noise of samples where clean crops are flat, in windows as those of the photographs.
 
@@ -90,9 +97,8 @@ def of_samples(
     are windows of clean crops that vary less than the noise of the photographs does. None where
     there are too few.
     """
-    if clean.crop < SIDE:
+    if crops.shape[1] < SIDE:
         return None
-    crops = np.stack([clean.draw(seed, Stream.BATCH, SHEET + i) for i in range(CROPS)])
     device = next(model.parameters()).device
     degrader = DeFlowDegrader(model, device=device, dequantize=is_collapsed(model, domain))
     images = torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()

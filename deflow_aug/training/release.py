@@ -17,7 +17,7 @@ from deflow_aug.model import DeFlow
 from deflow_aug.training import checkpoints, curves
 from deflow_aug.training.checkpoints import CheckpointError
 from deflow_aug.training.loop import Trainer
-from deflow_aug.training.noise_check import Comparison
+from deflow_aug.training.noise_check import Noise
 from deflow_aug.training.recipe import Recipe
 from deflow_aug.training.samples import sheet_path
 from deflow_aug.training.state import History, finished, history
@@ -210,12 +210,13 @@ def _noise(outcome: Outcome) -> dict[str, Any]:
     """By domain the noise of samples and that of the photographs, if they were compared."""
     health = curves.read(outcome.output / curves.HEALTH)
     found = [r["flat"] for r in health if r["step"] == outcome.step and "flat" in r]
+    last = found[-1] if found else {}
     return {
         domain: {
-            "of samples": str(one.samples),
-            "of the photographs": str(one.photographs),
+            "of samples": str(Noise(**compared["samples"])),
+            "of the photographs": str(Noise(**compared["photographs"])),
         }
-        for domain, one in ((d, Comparison.of(record)) for d, record in (found or [{}])[-1].items())
+        for domain, compared in last.items()
     }
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deflow_aug.config import CLEAN
+from deflow_aug.flat import Image8
 from deflow_aug.latent import ShiftHealth
 from deflow_aug.model import DeFlow
 from deflow_aug.training import curves, noise_check
@@ -113,13 +114,17 @@ class Watch:
             return {}
         return noise_check.of_photographs(self.trainer.feed.folders, recipe.seed)
 
+    @cached_property
+    def clean_crops(self) -> Image8:
+        """What is degraded to measure the noise of samples."""
+        return noise_check.clean_crops(self.trainer.feed.folders[CLEAN], self.trainer.recipe.seed)
+
     def _compared(self) -> dict[str, Comparison]:
         """Samples and photographs of each domain whose noise can be measured."""
         run, found = self.trainer, {}
         for domain, photographs in self.photographs.items():
-            clean = run.feed.folders[CLEAN]
             samples = noise_check.of_samples(
-                run.average, domain, clean, photographs, run.recipe.seed
+                run.average, domain, self.clean_crops, photographs, run.recipe.seed
             )
             if samples is not None:
                 found[domain] = Comparison(samples, photographs)
